@@ -1,0 +1,1 @@
+"""The `vitrail` command: one thin sub-command per verb."""

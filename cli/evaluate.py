@@ -1,0 +1,31 @@
+"""`vitrail evaluate`: a model's accuracy on any labelled data set."""
+
+import argparse
+import json
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    """Adds the verb and its flags."""
+    parser = verbs.add_parser("evaluate", help="measure a model on a data set")
+    parser.add_argument("--model", required=True, help="a Hub id or folder")
+    parser.add_argument("--dataset", required=True, help="'digits', a Hub data-set id, a folder, a parquet or arrow file")
+    parser.add_argument("--split", help="default: test, else validation")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at a time (default: 64)")
+    parser.add_argument("--image_column", help="default: the one column of images")
+    parser.add_argument("--label_column", help="default: the one column of classes")
+    parser.set_defaults(run=run, takes_more=False)
+
+
+def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from vitrail.training.evaluation import evaluate
+
+    metrics = evaluate(
+        arguments.model,
+        arguments.dataset,
+        arguments.split,
+        arguments.batch_size,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+    )
+    print(json.dumps(metrics, indent=2))
+    return 0

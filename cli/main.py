@@ -1,0 +1,67 @@
+"""The `vitrail` command.
+
+vitrail --help
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from vitrail.cli import demo, evaluate, predict, train
+
+
+# What is imported only where it is needed, and the extra that brings it.
+_EXTRAS = {"accelerate": "train", "datasets": "train", "evaluate": "train", "sklearn": "train", "yaml": "train"}
+_EXTRAS |= {"gradio": "demo", "pyarrow": "train"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one sub-command.
+
+    Args:
+        argv: the arguments after the program's name; by default those of the process.
+
+    Returns:
+        the exit code: 0, or 2 when the user's input cannot be used, which one sentence on stderr explains.
+    """
+    parser = argparse.ArgumentParser(prog="vitrail", description="Vision Transformers: train, trust, look inside, share.")
+    parser.add_argument("--version", action="version", version=f"vitrail {version('vitrail')}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for verb in (train, evaluate, predict, demo):
+        verb.add_parser(verbs)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not arguments.takes_more:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return arguments.run(arguments, rest)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        print(f"vitrail: {error.name} is not installed: pip install 'vitrail[{_EXTRAS[error.name]}]'.", file=sys.stderr)
+    except ValueError as error:
+        if not _is_users(error):
+            raise
+        print(f"vitrail: {_sentence(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("vitrail: interrupted.", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _is_users(error: ValueError) -> bool:
+    from huggingface_hub.errors import StrictDataclassError
+
+    from vitrail.modeling import InputError
+
+    return isinstance(error, (InputError, StrictDataclassError))
+
+
+def _sentence(error: ValueError) -> str:
+    """The sentence itself, which data loaders' workers and strict configurations put last, after the error's name."""
+    return re.sub(r"^[\w.]+Error: ", "", str(error).strip().splitlines()[-1].strip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""`vitrail predict`: what images show."""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+
+_BATCH = 32
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    """Adds the verb and its flags."""
+    parser = verbs.add_parser("predict", help="say what images show")
+    parser.add_argument("images", nargs="+", type=Path, help="image files")
+    parser.add_argument("--model", required=True, help="a Hub id or folder")
+    parser.add_argument("--output", type=Path, help="also write a table: a .csv or .parquet file")
+    parser.set_defaults(run=run, takes_more=False)
+
+
+def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Predicts every readable image; an unreadable one is named on stderr, the others go on, and the exit code is 2."""
+    import torch
+    from tqdm import tqdm
+
+    from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor, read_image
+
+    if arguments.output and arguments.output.suffix not in (".csv", ".parquet"):
+        raise InputError(f"--output {arguments.output} must end in .csv or .parquet.")
+    model = ViTForImageClassification.from_pretrained(arguments.model)
+    processor = ViTImageProcessor.from_pretrained(arguments.model)
+    rows, unreadable = [], 0
+    starts = range(0, len(arguments.images), _BATCH)
+    for start in tqdm(starts, unit="batch", disable=len(starts) == 1):
+        readable = []
+        for path in arguments.images[start : start + _BATCH]:
+            try:
+                readable.append((path, read_image(path)))
+            except InputError as error:
+                unreadable += 1
+                tqdm.write(f"vitrail: {error}", file=sys.stderr)
+        if not readable:
+            continue
+        inputs = processor([image for _, image in readable], return_tensors="pt")
+        with torch.inference_mode():
+            best = model(**inputs).logits.float().softmax(-1).max(-1)
+        for (path, _), probability, index in zip(readable, best.values.tolist(), best.indices.tolist()):
+            rows.append({"image": str(path), "label": model.config.id2label[index], "probability": probability})
+            tqdm.write(f"{path}\t{rows[-1]['label']}\t{probability:.1%}", file=sys.stdout)
+    if arguments.output:
+        _write_table(rows, arguments.output)
+    return 2 if unreadable else 0
+
+
+def _write_table(rows: list[dict], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["image", "label", "probability"])
+        writer.writeheader()
+        writer.writerows(rows)

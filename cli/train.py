@@ -1,0 +1,28 @@
+"""`vitrail train`: any labelled images, any ViT."""
+
+import argparse
+import shutil
+import sys
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    """Adds the verb; its flags are those of `vitrail.training`, which parses them itself."""
+    parser = verbs.add_parser("train", help="train or fine-tune on a data set, a folder or digits", add_help=False)
+    parser.set_defaults(run=run, takes_more=True)
+
+
+def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from vitrail.training import train
+
+    result = train(rest)
+    folder = result.output_dir
+    split = "test" if "test_accuracy" in result.metrics else "validation"
+    accuracy = result.metrics.get("test_accuracy", result.metrics["eval_accuracy"])
+    program = "vitrail" if shutil.which("vitrail") else sys.argv[0]
+    print(
+        f"\nAccuracy {accuracy:.2%} on the {result.images[split]:,} images of the {split} split.\n"
+        f"The model, its card and its figures are in {folder}. Next:\n"
+        f"  {program} predict --model {folder} {result.samples[0]}\n"
+        f"  {program} demo --model {folder}"
+    )
+    return 0

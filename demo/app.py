@@ -1,0 +1,92 @@
+"""The app: an image in, what the model says and where it looked out.
+
+vitrail demo --model runs/digits
+"""
+
+from pathlib import Path
+
+import gradio as gr
+from PIL import Image
+
+from vitrail.inspection import attention_rollout, overlay
+from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor, read_image
+
+
+_TOP = 5
+_SMALLEST_SIDE = 448  # pixels; an 8x8 digit would be shown as a speck
+_MAX_FILE_SIZE = "20mb"
+
+
+def build_app(model: str) -> gr.Blocks:
+    """The app on one model.
+
+    Args:
+        model: a Hub id or folder; PNG files in its sub-folder `samples` become clickable examples.
+
+    Raises:
+        InputError: the model cannot be loaded.
+    """
+    network = ViTForImageClassification.from_pretrained(model)
+    processor = ViTImageProcessor.from_pretrained(model)
+    labels = network.config.id2label
+
+    def predict(path: str | None, opacity: float) -> tuple[dict[str, float] | None, Image.Image | None]:
+        """Classify an image and show where the model looked.
+
+        Args:
+            path: an image file.
+            opacity: how strongly the heat map covers the image, 0 to 1.
+
+        Returns:
+            the probability of each class, and the image under its attention rollout; nothing without an image.
+        """
+        if path is None:
+            return None, None
+        try:
+            image = read_image(path, name=Path(path).name)
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        out = attention_rollout(network, processor(image, return_tensors="pt").pixel_values)
+        probabilities = out.logits.float().softmax(-1)[0].tolist()
+        scores = {labels[index]: probability for index, probability in enumerate(probabilities)}
+        return scores, overlay(_enlarged(image), out.heatmap[0], opacity)
+
+    with gr.Blocks(title="Vitrail", analytics_enabled=False) as app:
+        gr.Markdown(f"# Vitrail\nWhat **{Path(model).name}** sees in an image, and where it looked.")
+        with gr.Row():
+            with gr.Column():
+                image = gr.Image(
+                    type="filepath", label="Image", sources=["upload", "clipboard", "webcam"], elem_id="image"
+                )
+                opacity = gr.Slider(0, 1, value=0.6, step=0.05, label="Opacity of the map", elem_id="opacity")
+            with gr.Column():
+                label = gr.Label(num_top_classes=min(_TOP, len(labels)), label="Prediction", elem_id="prediction")
+                rollout = gr.Image(label="Attention rollout", format="png", interactive=False, elem_id="rollout")
+        if samples := sorted(Path(model).glob("samples/*.png")):
+            gr.Examples([[str(path)] for path in samples], [image], label="Held-out images", cache_examples=False)
+        gr.on(
+            [image.change, opacity.release],
+            predict,
+            [image, opacity],
+            [label, rollout],
+            api_name="predict",
+            trigger_mode="always_last",
+            show_progress="minimal",
+        )
+    return app
+
+
+def launch(model: str, port: int | None = None, share: bool = False) -> None:
+    """Serves the app until it is interrupted.
+
+    Args:
+        model: a Hub id or folder.
+        port: by default the first free one from 7860.
+        share: whether to make a public link through Gradio's tunnel.
+    """
+    build_app(model).launch(server_port=port, share=share, max_file_size=_MAX_FILE_SIZE)
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    factor = -(-_SMALLEST_SIDE // min(image.size))
+    return image if factor <= 1 else image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

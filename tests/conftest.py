@@ -1,0 +1,68 @@
+"""Tests run offline, on tiny models, in a home of their own."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+# Before anything of Hugging Face's is imported: no network, and caches that die with the test run.
+_HOME = tempfile.TemporaryDirectory(prefix="vitrail-tests-")
+os.environ |= {
+    "HF_HOME": _HOME.name,
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT.parent / "shared" / "assets"
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Real photographs, weights and data sets that lie beside some checkouts."""
+    if not ASSETS.is_dir():
+        pytest.skip("the shared assets are not beside this checkout")
+    return ASSETS
+
+
+@pytest.fixture
+def tiny_config():
+    """A ViT of 3x2 patches that runs in a millisecond; not square, so that no grid can be taken for its transpose."""
+    from vitrail.modeling import ViTConfig
+
+    return ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=(24, 16),
+        patch_size=8,
+        num_labels=5,
+    )
+
+
+@pytest.fixture
+def randomised():
+    """A function that sets every weight of a model far from zero, so that none can be forgotten unnoticed."""
+    import torch
+
+    def randomise(model):
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.2, generator=generator)
+        return model.eval()
+
+    return randomise
+
+
+@pytest.fixture
+def tiny_model(tiny_config, randomised):
+    """A classifier of `tiny_config` with random weights, in eval mode."""
+    from vitrail.modeling import ViTForImageClassification
+
+    return randomised(ViTForImageClassification(tiny_config))

@@ -1,0 +1,68 @@
+"""`ViTConfig`: the paper's variants, and what it refuses."""
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification
+
+
+@pytest.mark.parametrize(
+    ("variant", "parameters"),
+    [
+        ("Ti/16", 5_717_416),
+        ("S/16", 22_050_664),
+        ("S/32", 22_878_952),
+        ("B/32", 88_224_232),
+        ("B/16", 86_567_656),
+        ("L/32", 306_535_400),
+        ("L/16", 304_326_632),
+        ("H/14", 632_045_800),
+    ],
+)
+def test_variants_have_the_papers_parameter_counts(variant, parameters):
+    with torch.device("meta"):
+        model = ViTForImageClassification(ViTConfig.from_variant(variant, num_labels=1000))
+    assert model.num_parameters() == parameters
+
+
+def test_unknown_variant_lists_those_there_are():
+    with pytest.raises(InputError, match=r"no variant 'B/17'; the variants are Ti/16, .*, H/14\."):
+        ViTConfig.from_variant("B/17")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"num_attention_heads": 7}, r"num_attention_heads \(7\) must divide hidden_size \(768\)"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"image_size": 28}, r"image_size \(28\) must be a multiple of patch_size \(16\)"),
+        ({"image_size": (224, 100)}, "must be a multiple of patch_size"),
+        ({"image_size": -16}, "image_size is -16"),
+        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5"),
+        ({"hidden_act": "sine"}, "hidden_act is 'sine'"),
+    ],
+)
+def test_impossible_values_are_refused(fields, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        ViTConfig(**fields)
+
+
+def test_saved_config_is_complete_and_reads_back(tmp_path):
+    config = ViTConfig.from_variant("S/32", image_size=(64, 96), layer_norm_eps=1e-6, id2label={0: "cat", 1: "dog"})
+    config.save_pretrained(tmp_path)
+    again = ViTConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    assert (again.image_shape, again.grid_shape) == ((64, 96), (2, 3))
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "swin"}')
+    with pytest.raises(InputError, match="holds a model of type 'swin'"):
+        ViTConfig.from_pretrained(tmp_path)
+
+
+def test_neither_folder_nor_model_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="neither a folder with a config.json nor a model on the Hub"):
+        ViTConfig.from_pretrained(tmp_path / "nothing")

@@ -1,0 +1,31 @@
+"""Small data sets and a model that trains in a second."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """48 JPEGs of two kinds that anybody can tell apart: `bright/` and `dark/`."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for name, base in (("bright", 180), ("dark", 20)):
+        (folder / name).mkdir()
+        for index in range(24):
+            pixels = base + generator.integers(0, 50, (20, 30, 3))
+            Image.fromarray(np.uint8(pixels)).save(folder / name / f"{index:02}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_flags() -> list[str]:
+    """Flags of `vitrail train` for a ViT that learns the folder above in a second."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return [
+        *("--model", "Ti/16", "--image_size", "16", "--patch_size", "8", "--config_overrides", json.dumps(shape)),
+        *("--num_train_epochs", "4", "--per_device_train_batch_size", "8", "--disable_tqdm", "true"),
+    ]

@@ -1,0 +1,159 @@
+"""The model card: what was trained on what, and the figures of the very weights that lie beside it."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from vitrail.modeling import ViTForImageClassification
+from vitrail.training.arguments import ViTTrainingArguments
+
+
+_SPLITS = {"eval": "validation", "test": "test"}
+_METRICS = {"accuracy": "Accuracy", "f1_macro": "Macro-F1", "loss": "Loss"}
+
+_TEXT = """---
+{metadata}
+---
+
+# {name}
+
+A Vision Transformer that classifies images into {classes} classes. {origin}
+
+![Held-out images, the prediction and where it looked](samples_with_rollout.png)
+
+## Results
+
+{results}
+
+These figures belong to the weights in this folder{selection}.
+
+## Use
+
+```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", "{location}")
+print(classify("path/to/image.png"))
+```
+
+## Model
+
+{parameters:,} parameters: {layers} layers, {heads} heads, width {width}, MLP {mlp}; {rows}x{columns} patches of \
+{patch_height}x{patch_width} pixels in images of {height}x{width_pixels}.
+
+## Training
+
+{training}
+"""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from.
+
+    Attributes:
+        dataset: the data set's name as a reader knows it.
+        dataset_id: its id on the Hub, if that is where it is.
+        base_model: the checkpoint that was fine-tuned; None when trained from scratch.
+        base_model_id: its id on the Hub, if that is where it is.
+        images: the number of images per split.
+    """
+
+    dataset: str
+    dataset_id: str | None
+    base_model: str | None
+    base_model_id: str | None
+    images: dict[str, int]
+
+
+def model_card(
+    model: ViTForImageClassification,
+    arguments: ViTTrainingArguments,
+    provenance: Provenance,
+    metrics: dict[str, float],
+) -> ModelCard:
+    """The card of a trained model.
+
+    Args:
+        model: its configuration and size are described.
+        arguments: how it was trained; `output_dir` gives the name unless `hub_model_id` does.
+        provenance: what it was trained from and on.
+        metrics: the final evaluation, keyed as the Trainer does: `eval_accuracy`, `test_loss`, ...
+    """
+    config = model.config
+    assert arguments.output_dir is not None  # parse_arguments sees to it
+    name = (arguments.hub_model_id or Path(arguments.output_dir).resolve().name).split("/")[-1]
+    splits = [prefix for prefix in _SPLITS if f"{prefix}_accuracy" in metrics]
+    metadata = ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["vitrail", "vit", "image-classification"],
+        datasets=provenance.dataset_id,
+        base_model=provenance.base_model_id,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=provenance.dataset_id or "image-folder",
+                dataset_name=provenance.dataset,
+                dataset_split=_SPLITS[prefix],
+                metric_type="accuracy",
+                metric_value=round(metrics[f"{prefix}_accuracy"], 4),
+            )
+            for prefix in splits
+        ],
+    )
+    origin = f"It was fine-tuned from {provenance.base_model}" if provenance.base_model else "It was trained from scratch"
+    best = arguments.load_best_model_at_end and arguments.metric_for_best_model
+    text = _TEXT.format(
+        metadata=metadata,
+        name=name,
+        classes=config.num_labels,
+        origin=f"{origin} on {provenance.dataset} with Vitrail.",
+        results=_results(splits, provenance, metrics),
+        selection=f", the best of training by `{best}` on the validation split" if best else "",
+        location=arguments.hub_model_id or arguments.output_dir,
+        parameters=model.num_parameters(),
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        width=config.hidden_size,
+        mlp=config.intermediate_size,
+        rows=config.grid_shape[0],
+        columns=config.grid_shape[1],
+        patch_height=config.patch_shape[0],
+        patch_width=config.patch_shape[1],
+        height=config.image_shape[0],
+        width_pixels=config.image_shape[1],
+        training=_training(arguments, provenance, metrics),
+    )
+    return ModelCard(text)
+
+
+def _results(splits: list[str], provenance: Provenance, metrics: dict[str, float]) -> str:
+    lines = [f"| split | images | {' | '.join(_METRICS.values())} |", f"|---|{'---|' * (len(_METRICS) + 1)}"]
+    for prefix in splits:
+        figures = " | ".join(f"{metrics[f'{prefix}_{metric}']:.4f}" for metric in _METRICS)
+        lines.append(f"| {_SPLITS[prefix]} | {provenance.images[_SPLITS[prefix]]:,} | {figures} |")
+    return "\n".join(lines)
+
+
+def _training(arguments: ViTTrainingArguments, provenance: Provenance, metrics: dict[str, float]) -> str:
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    rows = {
+        "images": f"{provenance.images['train']:,}",
+        "epochs": f"{metrics['epoch']:g}",
+        "batch": f"{arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size}",
+        "optimiser": f"{arguments.optim}, learning rate {arguments.learning_rate:g}, weight decay {arguments.weight_decay:g}",
+        "schedule": f"{arguments.lr_scheduler_type}, warm-up {arguments.warmup_steps:g}",
+        "recipe": arguments.recipe or "none",
+        "seed": arguments.seed,
+        "time": f"{metrics['train_runtime']:.0f} s on {hardware}",
+        "software": f"transformers {transformers.__version__}, PyTorch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])

@@ -1,0 +1,178 @@
+"""Labelled images from anywhere, in one form: splits with the columns `image`, `label` and `row`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
+from PIL import Image as PILImage
+
+from vitrail.modeling import InputError
+
+
+_DIGITS_SEED = 0
+_BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
+_VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+
+
+def load_splits(
+    dataset: str,
+    config: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> DatasetDict:
+    """Reads a labelled image data set.
+
+    Args:
+        dataset: "digits" (scikit-learn's 1,797 images of 8x8 pixels, a fifth of them held out as `validation`), the id of
+            a Hub data set, a folder (one sub-folder of images a class; parquet, arrow or webdataset files; the output of
+            `save_to_disk`), or one parquet or arrow file.
+        config: the configuration of a Hub data set.
+        revision: its branch, tag or commit.
+        image_column: the column of images; by default the only one there is.
+        label_column: the column of classes; by default the only `ClassLabel`, else `label` or `labels`, else the only
+            column of strings, booleans or integers.
+
+    Returns:
+        splits with the columns `image` (undecoded), `label` (one `ClassLabel` for all splits) and `row` (the position in
+        the split as it was read, from 0). A split without labels is left out.
+
+    Raises:
+        InputError: there is no such data set, no images in it, or no column that can be the image or the label.
+    """
+    splits = _read(dataset, config, revision)
+    features = next(iter(splits.values())).features
+    image_column = _choose(image_column, _image_candidates(features), "image", features, dataset)
+    label_column = _choose(label_column, _label_candidates(features, image_column), "label", features, dataset)
+    if not isinstance(features[image_column], Image):
+        raise InputError(f"Column {image_column!r} of {dataset} does not hold images; pass --image_column.")
+
+    labels = {split: rows.with_format("numpy")[label_column][:].tolist() for split, rows in splits.items()}
+    labels = {split: values for split, values in labels.items() if not all(value in (None, -1) for value in values)}
+    label, index = _classes(features[label_column], labels.values())
+    for split, values in labels.items():
+        if unlabelled := [row for row, value in enumerate(values) if value not in index]:
+            raise InputError(f"Row {unlabelled[0]} of split {split!r} of {dataset} has no label; remove such rows.")
+    return DatasetDict(
+        {
+            _split_name(split): splits[split]
+            .select_columns(image_column)
+            .rename_columns({image_column: "image"})
+            .cast_column("image", Image(decode=False))
+            .add_column("label", [index[value] for value in values], feature=label)
+            .add_column("row", np.arange(len(values)), feature=Value("int64"))
+            for split, values in labels.items()
+        }
+    )
+
+
+def with_validation(splits: DatasetDict, fraction: float, seed: int) -> tuple[DatasetDict, str | None]:
+    """Makes sure that there is a `validation` split beside `train`.
+
+    Args:
+        splits: the output of `load_splits`.
+        fraction: in (0, 1), the share of `train` to set aside, the same in every class, when there is none.
+        seed: decides which images those are.
+
+    Returns:
+        the splits, and a sentence that says what was set aside (None when nothing was).
+
+    Raises:
+        InputError: there is no `train` split, or it is too small to be divided.
+    """
+    if "train" not in splits:
+        raise InputError(f"The data set has no split 'train'; its splits are {', '.join(splits)}.")
+    if "validation" in splits:
+        return splits, None
+    counts = np.bincount(splits["train"]["label"], minlength=splits["train"].features["label"].num_classes)
+    names = splits["train"].features["label"].names
+    if 1 in counts:
+        raise InputError(
+            f"Class {names[int(np.argmax(counts == 1))]!r} has one image, too few for a validation split; "
+            "add images of it, or give the data set a validation split."
+        )
+    try:
+        parts = splits["train"].train_test_split(fraction, stratify_by_column="label", seed=seed)
+    except ValueError as error:
+        raise InputError(f"validation_fraction {fraction} does not divide {sum(counts)} images: {error}") from error
+    said = (
+        f"There is no validation split: {len(parts['test']):,} of {sum(counts):,} training images are set aside for it "
+        f"(stratified, seed {seed})."
+    )
+    return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]}), said
+
+
+def _read(dataset: str, config: str | None, revision: str | None) -> DatasetDict:
+    if dataset == "digits":
+        return _digits()
+    path = Path(dataset)
+    if path.is_file() and path.suffix not in _BUILDERS:
+        raise InputError(f"{dataset} is neither a folder nor a {' or '.join(_BUILDERS)} file.")
+    if path.is_dir() and not any(file.is_file() for file in path.rglob("*")):
+        raise InputError(f"The folder {dataset} is empty; it should hold a sub-folder of images for every class.")
+    try:
+        if path.is_file():
+            loaded = load_dataset(_BUILDERS[path.suffix], data_files=str(path))
+        elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            loaded = load_from_disk(path)
+        else:
+            loaded = load_dataset(dataset, config, revision=revision)
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
+        raise InputError(f"Cannot read the data set {dataset}: {reason}.") from error
+    return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
+
+
+def _digits() -> DatasetDict:
+    from sklearn.datasets import load_digits  # slow to import, and wanted for this data set alone
+
+    digits = load_digits()
+    images = [PILImage.fromarray(np.uint8(image * (255 / 16))) for image in digits.images]  # 17 levels of ink
+    rows = Dataset.from_dict(
+        {"image": images, "label": digits.target.tolist()},
+        features=Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])}),
+    )
+    parts = rows.train_test_split(0.2, stratify_by_column="label", seed=_DIGITS_SEED)
+    return DatasetDict({"train": parts["train"], "validation": parts["test"]})
+
+
+def _choose(wanted: str | None, candidates: list[str], kind: str, features: Features, dataset: str) -> str:
+    if wanted is None and len(candidates) == 1:
+        return candidates[0]
+    if wanted in features:
+        return wanted
+    columns = ", ".join(features)
+    if wanted is not None:
+        raise InputError(f"{dataset} has no column {wanted!r}; its columns are {columns}.")
+    problem = f"more than one {kind} column" if candidates else f"no {kind} column"
+    raise InputError(f"{dataset} has {problem}; its columns are {columns}: choose one with --{kind}_column.")
+
+
+def _image_candidates(features: Features) -> list[str]:
+    return [name for name, feature in features.items() if isinstance(feature, Image)]
+
+
+def _label_candidates(features: Features, image_column: str) -> list[str]:
+    classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    named = [name for name in ("label", "labels") if name in features]
+    plain = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, Value) and feature.dtype.startswith(("string", "large_string", "bool", "int", "uint"))
+    ]
+    return next((found for found in (classes, named, plain) if found), [])
+
+
+def _classes(feature: Any, splits: Iterable[list]) -> tuple[ClassLabel, dict[Any, int]]:
+    """The classes, and where each value of the label column stands among them."""
+    if isinstance(feature, ClassLabel):
+        return feature, {index: index for index in range(feature.num_classes)}
+    values = sorted({value for values in splits for value in values if value is not None})
+    return ClassLabel(names=[str(value) for value in values]), {value: index for index, value in enumerate(values)}
+
+
+def _split_name(split: str) -> str:
+    return "validation" if split in _VALIDATION_NAMES else split

@@ -1,0 +1,51 @@
+"""Measuring a trained model on any labelled data set.
+
+vitrail evaluate --model runs/digits --dataset digits
+"""
+
+from datasets import Dataset, Value
+from transformers import Trainer, TrainingArguments
+
+from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor
+from vitrail.training.augmentation import EvaluationTransform
+from vitrail.training.data import load_splits
+from vitrail.training.metrics import compute_metrics
+
+
+def evaluate(
+    model: str, dataset: str, split: str | None = None, batch_size: int = 64, **columns: str | None
+) -> dict[str, float]:
+    """Accuracy, macro-F1 and loss of a model on one split of a data set.
+
+    Args:
+        model: a Hub id or folder.
+        dataset: anything that `load_splits` reads.
+        split: by default `test`, else `validation`.
+        batch_size: images at a time.
+        columns: `image_column` and `label_column`, as `load_splits` takes them.
+
+    Raises:
+        InputError: the model, data set or split cannot be used, or has classes that the model does not know.
+    """
+    splits = load_splits(dataset, **columns)
+    split = split or ("test" if "test" in splits else "validation")
+    if split not in splits:
+        raise InputError(f"{dataset} has no split {split!r}; its splits are {', '.join(splits)}.")
+    network = ViTForImageClassification.from_pretrained(model)
+    processor = ViTImageProcessor.from_pretrained(model)
+    rows = _with_labels_of(network, splits[split], dataset).with_transform(EvaluationTransform(processor))
+    arguments = TrainingArguments(per_device_eval_batch_size=batch_size, report_to="none", remove_unused_columns=False)
+    trainer = Trainer(network, arguments, eval_dataset=rows, compute_metrics=compute_metrics)
+    metrics = trainer.evaluate()
+    return metrics | {"eval_split": split, "eval_samples": len(rows)}
+
+
+def _with_labels_of(model: ViTForImageClassification, rows: Dataset, dataset: str) -> Dataset:
+    """The same rows with the model's class indices, matched by the classes' names."""
+    names = rows.features["label"].names
+    if unknown := [name for name in names if name not in model.config.label2id]:
+        known = ", ".join(list(model.config.label2id)[:10])
+        raise InputError(f"{dataset} has a class {unknown[0]!r} that the model does not know; it knows {known}, ...")
+    index = [model.config.label2id[name] for name in names]
+    labels = [index[label] for label in rows["label"]]
+    return rows.remove_columns("label").add_column("label", labels, feature=Value("int64"))

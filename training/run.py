@@ -1,0 +1,185 @@
+"""One training run from the command line's arguments to a folder that anybody can use.
+
+vitrail train --dataset digits --output_dir runs/digits
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset, DatasetDict
+from PIL import Image
+from transformers import set_seed
+
+from vitrail.inspection import attention_rollout, predictions_figure
+from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification, ViTImageProcessor, read_image
+from vitrail.modeling.configuration_vit import VARIANTS
+from vitrail.training.arguments import DataArguments, ModelArguments, parse_arguments
+from vitrail.training.augmentation import EvaluationTransform, TrainingTransform
+from vitrail.training.card import Provenance
+from vitrail.training.data import load_splits, with_validation
+from vitrail.training.metrics import compute_metrics
+from vitrail.training.trainer import ViTTrainer
+
+
+_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run left behind.
+
+    Attributes:
+        output_dir: weights, processor, card, metrics and pictures.
+        metrics: what `all_results.json` holds.
+        images: the number of images per split.
+        samples: held-out images as PNG files, to try the model on.
+    """
+
+    output_dir: Path
+    metrics: dict[str, float]
+    images: dict[str, int]
+    samples: list[Path]
+
+
+def train(argv: Sequence[str]) -> TrainingResult:
+    """Trains as the flags say, evaluates the weights that are kept, and saves everything to `--output_dir`.
+
+    Args:
+        argv: the flags of `vitrail train`.
+
+    Raises:
+        InputError: a flag, the data set, an image or the base model cannot be used.
+    """
+    model_arguments, data_arguments, arguments = parse_arguments(argv)
+    set_seed(arguments.seed)
+    splits = load_splits(
+        data_arguments.dataset,
+        data_arguments.dataset_config,
+        data_arguments.dataset_revision,
+        data_arguments.image_column,
+        data_arguments.label_column,
+    )
+    splits, said = with_validation(splits, data_arguments.validation_fraction, arguments.seed)
+    if said:
+        print(said)
+    splits = _subsample(splits, data_arguments, arguments.seed)
+    model, processor = _build(model_arguments, splits["train"].features["label"].names)
+
+    evaluation = EvaluationTransform(processor)
+    transforms = {split: evaluation for split in splits} | {"train": TrainingTransform(processor, data_arguments)}
+    transformed = {split: rows.with_transform(transforms[split]) for split, rows in splits.items()}
+    trainer = ViTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=transformed["train"],
+        eval_dataset=transformed["validation"],
+        processing_class=processor,
+        compute_metrics=compute_metrics,
+        provenance=_provenance(model_arguments, data_arguments, splits),
+    )
+    trained = trainer.train(resume_from_checkpoint=_checkpoint(arguments.resume_from_checkpoint))
+    metrics = trained.metrics | trainer.evaluate()
+    if "test" in transformed:
+        metrics |= trainer.evaluate(transformed["test"], metric_key_prefix="test")
+
+    trainer.results = metrics
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("all", metrics, combined=False)
+    output_dir = Path(arguments.output_dir)
+    samples = _save_samples(model, processor, splits["validation"], output_dir)
+    trainer.create_model_card()
+    if arguments.push_to_hub:
+        trainer.push_to_hub()
+    images = {split: len(rows) for split, rows in splits.items()}
+    return TrainingResult(output_dir, metrics, images, samples)
+
+
+def _subsample(splits: DatasetDict, arguments: DataArguments, seed: int) -> DatasetDict:
+    def at_most(rows: Dataset, limit: int | None) -> Dataset:
+        return rows if limit is None or limit >= len(rows) else rows.shuffle(seed).select(range(limit))
+
+    limits = dict.fromkeys(splits, arguments.max_eval_samples) | {"train": arguments.max_train_samples}
+    return DatasetDict({split: at_most(rows, limits[split]) for split, rows in splits.items()})
+
+
+def _build(arguments: ModelArguments, labels: list[str]) -> tuple[ViTForImageClassification, ViTImageProcessor]:
+    if arguments.model is None:
+        raise InputError(f"Say what to train with --model: a Hub id, a folder, or a variant of {', '.join(VARIANTS)}.")
+    fields = _overrides(arguments) | {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+    looks_like_variant = len(arguments.model.split("/")) == 2 and arguments.model.split("/")[1].isdecimal()
+    if arguments.model in VARIANTS or (looks_like_variant and not Path(arguments.model).exists()):
+        model = ViTForImageClassification(ViTConfig.from_variant(arguments.model, **fields))
+        processor = ViTImageProcessor()
+    else:
+        model = ViTForImageClassification.from_pretrained(arguments.model, **fields)
+        processor = ViTImageProcessor.from_pretrained(arguments.model)
+    height, width = model.config.image_shape
+    return model, ViTImageProcessor(**{**processor.to_dict(), "size": {"height": height, "width": width}})
+
+
+def _overrides(arguments: ModelArguments) -> dict:
+    try:
+        fields = json.loads(arguments.config_overrides or "{}")
+    except json.JSONDecodeError as error:
+        raise InputError(f"config_overrides is not JSON: {error}.") from error
+    unknown = fields.keys() - ViTConfig().to_dict().keys()
+    if unknown:
+        raise InputError(f"config_overrides sets {sorted(unknown)[0]!r}, which is no field of ViTConfig.")
+    sizes = {"image_size": arguments.image_size, "patch_size": arguments.patch_size}
+    return fields | {name: size for name, size in sizes.items() if size is not None}
+
+
+def _provenance(model: ModelArguments, data: DataArguments, splits: DatasetDict) -> Provenance:
+    local_data = data.dataset == "digits" or Path(data.dataset).exists()
+    base = None if model.model in VARIANTS else model.model
+    local_base = base is None or Path(base).exists()
+    return Provenance(
+        dataset="scikit-learn's handwritten digits" if data.dataset == "digits" else Path(data.dataset).name,
+        dataset_id=None if local_data else data.dataset,
+        base_model=Path(base).name if base and local_base else base,
+        base_model_id=None if local_base else base,
+        images={split: len(rows) for split, rows in splits.items()},
+    )
+
+
+def _checkpoint(resume: str | None) -> str | bool:
+    """`--resume_from_checkpoint FOLDER`, or `true` for the newest checkpoint in the output folder."""
+    if resume is None or resume.lower() in ("true", "false"):
+        return resume is not None and resume.lower() == "true"
+    if not Path(resume).is_dir():
+        raise InputError(f"There is no checkpoint {resume} to resume from.")
+    return resume
+
+
+def _save_samples(
+    model: ViTForImageClassification, processor: ViTImageProcessor, rows: Dataset, output_dir: Path
+) -> list[Path]:
+    """Saves a few held-out images, and a figure of what the model says and where it looks."""
+    rows = rows.shuffle(seed=0).select(range(min(_SAMPLES, len(rows))))
+    names = rows.features["label"].names
+    images = [read_image(row["image"]["bytes"] or row["image"]["path"]) for row in rows]
+    truths = [names[row["label"]] for row in rows]
+    model.eval()
+    pixel_values = processor(images, return_tensors="pt").pixel_values.to(model.device)
+    out = attention_rollout(model, pixel_values)
+    probabilities = torch.softmax(out.logits.float(), dim=-1).max(-1)
+    predictions = [
+        f"{names[index]} ({probability:.0%})"
+        for index, probability in zip(probabilities.indices.tolist(), probabilities.values.tolist())
+    ]
+    figure = predictions_figure(images, out.heatmap, predictions, truths)
+    figure.savefig(output_dir / "samples_with_rollout.png", dpi=120)
+    return [_save_sample(image, output_dir / "samples" / f"{i}.png") for i, image in enumerate(images)]
+
+
+def _save_sample(image: Image.Image, path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    image.save(path)
+    return path
