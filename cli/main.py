@@ -34,31 +34,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     if rest and not arguments.takes_more:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    try:
-        return arguments.run(arguments, rest)
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
-            raise
-        print(f"vitrail: {error.name} is not installed: pip install 'vitrail[{_EXTRAS[error.name]}]'.", file=sys.stderr)
-    except ValueError as error:
-        if not _is_users(error):
-            raise
-        print(f"vitrail: {_sentence(error)}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("vitrail: interrupted.", file=sys.stderr)
-        return 130
-    return 2
+    return _run(arguments, rest)
 
 
-def _is_users(error: ValueError) -> bool:
+def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     from huggingface_hub.errors import StrictDataclassError
+    from tqdm import tqdm
 
     from vitrail.modeling import InputError
 
-    return isinstance(error, (InputError, StrictDataclassError))
+    try:
+        return arguments.run(arguments, rest)
+    except (InputError, StrictDataclassError) as error:
+        sentence = _sentence(error)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        sentence = f"{error.name} is not installed: pip install 'vitrail[{_EXTRAS[error.name]}]'."
+    except KeyboardInterrupt:
+        tqdm.write("vitrail: interrupted.", file=sys.stderr)
+        return 130
+    tqdm.write(f"vitrail: {sentence}", file=sys.stderr)  # clear of a progress bar that is still drawn
+    return 2
 
 
-def _sentence(error: ValueError) -> str:
+def _sentence(error: Exception) -> str:
     """The sentence itself, which data loaders' workers and strict configurations put last, after the error's name."""
     return re.sub(r"^[\w.]+Error: ", "", str(error).strip().splitlines()[-1].strip())
 

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -80,7 +81,11 @@ class ViTTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best evaluated weights, not the last."})
     metric_for_best_model: str | None = field(default="accuracy", metadata={"help": "What best means."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave False: images are decoded lazily."})
-    logging_steps: float = field(default=0.02, metadata={"help": "Log every so many steps, or this share of all."})
+    logging_steps: float = field(default=0.05, metadata={"help": "Log every so many steps, or this share of all."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.dataloader_pin_memory &= torch.accelerator.is_available()
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, ViTTrainingArguments]:
@@ -100,9 +105,14 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if given.output_dir is None:
         parser.set_defaults(output_dir=str(Path("runs") / Path(given.dataset).stem))
     try:
-        return parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            list(argv), return_remaining_strings=True, look_for_args_file=False
+        )
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from error
+    if unknown:
+        parser.error(f"there is no flag {unknown[0]}")
+    return tuple(parsed)
 
 
 class _Parser(HfArgumentParser):

@@ -12,7 +12,6 @@ from PIL import Image as PILImage
 from vitrail.modeling import InputError
 
 
-_DIGITS_SEED = 0
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
@@ -128,15 +127,17 @@ def _read(dataset: str, config: str | None, revision: str | None) -> DatasetDict
 
 def _digits() -> DatasetDict:
     from sklearn.datasets import load_digits  # slow to import, and wanted for this data set alone
+    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     images = [PILImage.fromarray(np.uint8(image * (255 / 16))) for image in digits.images]  # 17 levels of ink
-    rows = Dataset.from_dict(
-        {"image": images, "label": digits.target.tolist()},
-        features=Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])}),
+    parts = train_test_split(images, digits.target.tolist(), test_size=0.2, stratify=digits.target, random_state=0)
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    train, validation = (
+        Dataset.from_dict({"image": images, "label": labels}, features=features)
+        for images, labels in ((parts[0], parts[2]), (parts[1], parts[3]))
     )
-    parts = rows.train_test_split(0.2, stratify_by_column="label", seed=_DIGITS_SEED)
-    return DatasetDict({"train": parts["train"], "validation": parts["test"]})
+    return DatasetDict({"train": train, "validation": validation})
 
 
 def _choose(wanted: str | None, candidates: list[str], kind: str, features: Features, dataset: str) -> str:

@@ -1,0 +1,151 @@
+"""The `vitrail` command as a person meets it: in a process of its own."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from vitrail.cli.main import main
+from vitrail.modeling import ViTImageProcessor
+
+
+def vitrail(*arguments, **options):
+    """Runs the command in a fresh process."""
+    command = [sys.executable, "-m", "vitrail.cli.main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path) -> Path:
+    folder = tmp_path / "model"
+    tiny_model.config.id2label = {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "elk"}
+    tiny_model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 24, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path) -> list[Path]:
+    paths = [tmp_path / f"{name}.png" for name in ("red", "green", "blue")]
+    for path in paths:
+        Image.new("RGB", (30, 20), path.stem).save(path)
+    return paths
+
+
+def test_help_imports_nothing_heavy():
+    program = """
+import sys
+from vitrail.cli.main import main
+try:
+    main(["--help"])
+except SystemExit as end:
+    assert end.code == 0
+heavy = {"torch", "transformers", "datasets", "gradio", "numpy", "PIL"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in ("train", "evaluate", "predict", "demo"):
+        assert verb in done.stdout
+
+
+def test_train_help_lists_our_flags_and_the_trainers():
+    done = vitrail("train", "--help")
+    assert done.returncode == 0
+    assert "--dataset" in done.stdout
+    assert "--gradient_accumulation_steps" in done.stdout
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_predict_writes_a_table_of_what_it_says(model, images, tmp_path, suffix):
+    table = tmp_path / "tables" / f"predictions{suffix}"
+    done = vitrail("predict", "--model", model, *images, "--output", table)
+    assert done.returncode == 0, done.stderr
+    if suffix == ".csv":
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    else:
+        rows = pyarrow.parquet.read_table(table).to_pylist()
+    said = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row["image"] for row in rows] == [path for path, _, _ in said] == [str(path) for path in images]
+    assert [row["label"] for row in rows] == [label for _, label, _ in said]
+    assert [f"{float(row['probability']):.1%}" for row in rows] == [probability for _, _, probability in said]
+
+
+def test_predict_names_a_broken_image_and_goes_on(model, images):
+    images[1].write_bytes(images[1].read_bytes()[:40])
+    done = vitrail("predict", "--model", model, *images)
+    assert done.returncode == 2
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(images[0]), str(images[2])]
+    assert done.stderr.count("green.png") == 1
+    assert "Traceback" not in done.stderr
+
+
+def one_sentence(code: int, stderr: str) -> str:
+    """What the command said on stderr, beside the progress of libraries; checks that it is all, and the exit code."""
+    assert code == 2, stderr
+    assert "Traceback" not in stderr
+    said = [line for line in stderr.splitlines() if line.startswith("vitrail: ")]
+    assert len(said) == 1, stderr
+    assert said[0].endswith(".")
+    return said[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --dataset no/such-data", "no/such-data"),
+        ("train --dataset digits --model B/17", "There is no variant 'B/17'; the variants are Ti/16"),
+        ("train --dataset digits --model Ti/16 --patch_size 9", "image_size (224) must be a multiple of patch_size (9)"),
+        ("train --dataset digits --label_column kind", "no column 'kind'; its columns are image, label"),
+        ("train --dataset digits --learning_rate fast", "invalid float value: 'fast'"),
+        ("train --dataset digits --sideways", "There is no flag --sideways"),
+        ("train --dataset empty", "The folder empty is empty"),
+        ("evaluate --model nothing --dataset digits", "nothing is neither a folder"),
+        ("predict --model nothing x.png", "nothing is neither a folder"),
+        ("demo --model nothing", "nothing is neither a folder"),
+    ],
+)
+def test_what_a_user_can_cause_is_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    code = main(arguments.split())
+    assert message in one_sentence(code, capsys.readouterr().err)
+
+
+def test_missing_extra_is_named(model, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "vitrail.demo", raising=False)
+    monkeypatch.delitem(sys.modules, "vitrail.demo.app", raising=False)
+    code = main(["demo", "--model", str(model)])
+    assert "gradio is not installed: pip install 'vitrail[demo]'" in one_sentence(code, capsys.readouterr().err)
+
+
+def test_truncated_training_image_is_one_sentence(tmp_path):
+    for name in ("cats", "dogs"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(6):
+            Image.effect_noise((40, 30), 50 + index).save(tmp_path / "pets" / name / f"{index}.jpg")
+    broken = tmp_path / "pets" / "dogs" / "3.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    flags = ["--dataset", "pets", "--model", "Ti/16", "--image_size", "32", "--validation_fraction", "0.2"]
+    done = vitrail("train", *flags, "--dataloader_num_workers", "1", cwd=tmp_path)
+    assert "dogs/3.jpg" in one_sentence(done.returncode, done.stderr)
+
+
+def test_output_of_another_kind_is_refused_before_any_work(model, images, tmp_path):
+    done = vitrail("predict", "--model", model, *images, "--output", tmp_path / "predictions.xlsx")
+    assert "must end in .csv or .parquet" in one_sentence(done.returncode, done.stderr)
+    assert not done.stdout
+
+
+def test_the_installed_command_runs():
+    program = shutil.which("vitrail", path=str(Path(sys.executable).parent))
+    assert program is not None
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("vitrail ")

@@ -1,0 +1,43 @@
+"""Flags over recipe over defaults."""
+
+import pytest
+
+from vitrail.modeling import InputError
+from vitrail.training.arguments import RECIPE_NAMES, parse_arguments
+
+
+def test_flags_win_over_the_recipe_and_the_recipe_over_defaults():
+    model, data, training = parse_arguments(["--dataset", "digits", "--learning_rate", "0.5", "--flip", "0.25"])
+    assert training.recipe == "digits"
+    assert model.patch_size == 2
+    assert (training.learning_rate, data.flip) == (0.5, 0.25)
+    assert training.save_strategy == "no"
+    assert training.output_dir == "runs/digits"
+
+
+def test_a_model_from_scratch_takes_its_recipe_and_a_checkpoint_none():
+    assert parse_arguments(["--dataset", "x", "--model", "Ti/16"])[2].recipe == "scratch-small"
+    training = parse_arguments(["--dataset", "x/beans", "--model", "some/checkpoint"])[2]
+    assert (training.recipe, training.output_dir) == (None, "runs/beans")
+
+
+@pytest.mark.parametrize("recipe", RECIPE_NAMES)
+def test_every_recipe_parses(recipe, tmp_path):
+    model, _, training = parse_arguments(["--dataset", "x", "--recipe", recipe, "--output_dir", str(tmp_path)])
+    assert training.recipe == recipe
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "x", "--learning_rat", "1"], "learning_rat"),
+        ([], "following arguments are required: --dataset"),
+        (["--dataset", "x", "--num_train_epochs", "many"], "invalid float value: 'many'"),
+        (["--dataset", "x", "--recipe", "cake"], "no recipe 'cake'; the recipes are digits, "),
+        (["--dataset", "x", "--bf16", "--fp16", "--use_cpu"], "At most one of fp16 and bf16"),
+    ],
+)
+def test_bad_flags_are_one_sentence(flags, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse_arguments(flags)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,169 @@
+"""Training runs from flags to folder: what is left behind, and that nothing is lost on the way."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import datasets
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+
+from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor
+from vitrail.training import train
+from vitrail.training.evaluation import evaluate
+
+
+pytestmark = pytest.mark.filterwarnings("default")  # the Trainer's own deprecations are not ours to fail on
+
+
+@pytest.fixture(scope="module")
+def run(image_folder, tiny_flags, tmp_path_factory):
+    """A finished run on the folder of bright and dark images, with a checkpoint of every epoch."""
+    output_dir = tmp_path_factory.mktemp("run")
+    flags = [*tiny_flags, "--dataset", str(image_folder), "--output_dir", str(output_dir), "--save_total_limit", "9"]
+    flags += ["--learning_rate", "1e-2", "--validation_fraction", "0.25"]
+    return train(flags), flags
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_folder_is_complete_and_true(run, image_folder):
+    result, _ = run
+    results = json.loads((result.output_dir / "all_results.json").read_text())
+    assert results["eval_accuracy"] == 1.0  # bright and dark: anybody can tell
+    assert results["train_samples_per_second"] > 0
+    assert results == pytest.approx(result.metrics)
+    assert Image.open(result.output_dir / "samples_with_rollout.png").width > 500
+    again = evaluate(str(result.output_dir), str(image_folder), "train")
+    assert again["eval_accuracy"] == 1.0
+    assert again["eval_samples"] == 48
+
+
+def test_the_card_tells_the_truth(run, image_folder):
+    result, _ = run
+    card = ModelCard.load(result.output_dir / "README.md")
+    assert card.data.base_model is None
+    assert card.data.datasets is None
+    assert card.data.pipeline_tag == "image-classification"
+    evaluation = card.data.eval_results[0]
+    assert (evaluation.metric_type, evaluation.metric_value) == ("accuracy", 1.0)
+    assert evaluation.dataset_name == image_folder.name
+    assert "trained from scratch on" in card.text
+    assert f"| validation | 12 | 1.0000 | 1.0000 | {result.metrics['eval_loss']:.4f} |" in card.text
+    assert "| images | 36 |" in card.text
+
+
+def test_the_best_checkpoint_is_what_is_saved(run):
+    result, _ = run
+    best = json.loads((result.output_dir / "trainer_state.json").read_text())["best_model_checkpoint"]
+    last = max(result.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert best != str(last)  # else this would not tell best from last
+    assert_same_weights(weights(result.output_dir), load_file(f"{best}/model.safetensors"))
+
+
+def test_resuming_gives_the_very_same_weights(run, tmp_path):
+    result, flags = run
+    checkpoints = sorted(result.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    shutil.copytree(checkpoints[1], tmp_path / checkpoints[1].name)
+    train([*flags, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "true"])
+    assert_same_weights(weights(tmp_path / checkpoints[-1].name), weights(checkpoints[-1]))
+
+
+def test_the_same_command_gives_the_same_number(run, tmp_path):
+    result, flags = run
+    again = train([*flags, "--output_dir", str(tmp_path)])
+    assert_same_weights(weights(result.output_dir), weights(again.output_dir))
+    assert again.metrics["eval_loss"] == result.metrics["eval_loss"]
+
+
+def test_fine_tuning_starts_from_the_checkpoint(run, image_folder, tmp_path):
+    result, _ = run
+    flags = ["--model", str(result.output_dir), "--dataset", str(image_folder), "--output_dir", str(tmp_path)]
+    train([*flags, "--max_steps", "1", "--learning_rate", "0", "--disable_tqdm", "true", "--max_train_samples", "8"])
+    assert_same_weights(weights(tmp_path), weights(result.output_dir))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert f"fine-tuned from {result.output_dir.name}" in card.text
+    assert card.data.base_model is None  # a local folder is no id on the Hub
+
+
+def test_stock_transformers_serves_the_folder(run):
+    """In a fresh process that cannot import vitrail: Auto classes and pipeline, on a path and on a gray image."""
+    result, _ = run
+    sample = result.samples[0]
+    processor = ViTImageProcessor.from_pretrained(result.output_dir)
+    pixels = processor(Image.open(sample), return_tensors="pt").pixel_values
+    expected = ViTForImageClassification.from_pretrained(result.output_dir)(pixels).logits[0].tolist()
+    program = f"""
+import sys
+sys.modules["vitrail"] = None
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+folder, sample = {str(result.output_dir)!r}, {str(sample)!r}
+model = AutoModelForImageClassification.from_pretrained(folder)
+pixels = AutoImageProcessor.from_pretrained(folder)(Image.open(sample), return_tensors="pt").pixel_values
+assert type(model).__module__.startswith("transformers.")
+logits = model(pixels).logits[0].tolist()
+assert logits == {expected!r}, logits
+classify = pipeline("image-classification", folder)
+print(classify(sample)[0]["label"], classify(Image.new("L", (9, 9), 200))[0]["label"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "bright"
+
+
+def test_truncated_image_is_named(image_folder, tiny_flags, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    broken = folder / "dark" / "07.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    for workers in ("0", "1"):
+        with pytest.raises(InputError, match=r"Cannot read the image .*dark/07\.jpg"):
+            train(
+                [*tiny_flags, "--dataset", str(folder), "--output_dir", str(tmp_path / "run")]
+                + ["--dataloader_num_workers", workers]
+            )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "digits", "--model", "B/17"], "no variant 'B/17'"),
+        (["--dataset", "digits", "--config_overrides", "{"], "config_overrides is not JSON"),
+        (["--dataset", "digits", "--config_overrides", '{"depth": 3}'], "sets 'depth', which is no field of ViTConfig"),
+        (["--dataset", "digits", "--recipe", "scratch-small"], "Say what to train with --model"),
+        (["--dataset", "digits", "--resume_from_checkpoint", "nowhere"], "There is no checkpoint nowhere"),
+    ],
+)
+def test_bad_flags_are_one_sentence(flags, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        train([*flags, "--output_dir", str(tmp_path)])
+
+
+def test_evaluation_matches_classes_by_name(run, image_folder, tmp_path):
+    result, _ = run
+    images = [str(path) for path in sorted(image_folder.rglob("*.jpg"))]  # bright, then dark
+
+    def rows(*names):
+        labels = datasets.ClassLabel(names=names)
+        features = datasets.Features({"image": datasets.Image(), "label": labels})
+        return datasets.Dataset.from_dict({"image": images, "label": [1] * 24 + [0] * 24}, features=features)
+
+    rows("dark", "bright").save_to_disk(tmp_path / "swapped")
+    assert evaluate(str(result.output_dir), str(tmp_path / "swapped"), "train")["eval_accuracy"] == 1.0
+    rows("dark", "purple").save_to_disk(tmp_path / "strange")
+    with pytest.raises(InputError, match="has a class 'purple' that the model does not know; it knows bright, dark"):
+        evaluate(str(result.output_dir), str(tmp_path / "strange"), "train")
+    with pytest.raises(InputError, match="has no split 'test'; its splits are train"):
+        evaluate(str(result.output_dir), str(tmp_path / "swapped"), "test")
