@@ -8,7 +8,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     """Adds the verb and its flags."""
     parser = verbs.add_parser("evaluate", help="measure a model on a data set")
     parser.add_argument("--model", required=True, help="a Hub id or folder")
-    parser.add_argument("--dataset", required=True, help="'digits', a Hub data-set id, a folder, a parquet or arrow file")
+    parser.add_argument(
+        "--dataset", required=True, help="'digits', a Hub data-set id, a folder, a parquet or arrow file"
+    )
     parser.add_argument("--split", help="default: test, else validation")
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time (default: 64)")
     parser.add_argument("--image_column", help="default: the one column of images")

@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit code: 0, or 2 when the user's input cannot be used, which one sentence on stderr explains.
     """
-    parser = argparse.ArgumentParser(prog="vitrail", description="Vision Transformers: train, trust, look inside, share.")
+    parser = argparse.ArgumentParser(
+        prog="vitrail", description="Vision Transformers: train, trust, look inside, share."
+    )
     parser.add_argument("--version", action="version", version=f"vitrail {version('vitrail')}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for verb in (train, evaluate, predict, demo):

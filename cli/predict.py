@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         with torch.inference_mode():
             best = model(**inputs).logits.float().softmax(-1).max(-1)
         for (path, _), probability, index in zip(readable, best.values.tolist(), best.indices.tolist()):
-            rows.append({"image": str(path), "label": model.config.id2label[index], "probability": probability})
+            rows.append({"image": str(path), "label": model.config.labels[index], "probability": probability})
             tqdm.write(f"{path}\t{rows[-1]['label']}\t{probability:.1%}", file=sys.stdout)
     if arguments.output:
         _write_table(rows, arguments.output)

@@ -13,8 +13,10 @@ from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProc
 
 
 _TOP = 5
+_HEIGHT = 400  # pixels, of both pictures
 _SMALLEST_SIDE = 448  # pixels; an 8x8 digit would be shown as a speck
 _MAX_FILE_SIZE = "20mb"
+_CSS = "#image img { width: 100%; height: 100%; object-fit: contain; image-rendering: auto; }"  # small images too
 
 
 def build_app(model: str) -> gr.Blocks:
@@ -28,47 +30,59 @@ def build_app(model: str) -> gr.Blocks:
     """
     network = ViTForImageClassification.from_pretrained(model)
     processor = ViTImageProcessor.from_pretrained(model)
-    labels = network.config.id2label
+    labels = network.config.labels
 
-    def predict(path: str | None, opacity: float) -> tuple[dict[str, float] | None, Image.Image | None]:
+    def predict(upload: dict | None, opacity: float) -> tuple[dict[str, float] | None, Image.Image | None]:
         """Classify an image and show where the model looked.
 
         Args:
-            path: an image file.
+            upload: an image file as gradio describes it, with its `path` on the server and its `orig_name`.
             opacity: how strongly the heat map covers the image, 0 to 1.
 
         Returns:
             the probability of each class, and the image under its attention rollout; nothing without an image.
         """
-        if path is None:
+        if upload is None:
             return None, None
         try:
-            image = read_image(path, name=Path(path).name)
+            image = read_image(upload["path"], name=upload["orig_name"] or "of the upload")
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
         out = attention_rollout(network, processor(image, return_tensors="pt").pixel_values)
-        probabilities = out.logits.float().softmax(-1)[0].tolist()
-        scores = {labels[index]: probability for index, probability in enumerate(probabilities)}
+        assert out.logits is not None  # a classifier has them
+        scores = dict(zip(labels, out.logits.float().softmax(-1)[0].tolist()))
         return scores, overlay(_enlarged(image), out.heatmap[0], opacity)
 
     with gr.Blocks(title="Vitrail", analytics_enabled=False) as app:
         gr.Markdown(f"# Vitrail\nWhat **{Path(model).name}** sees in an image, and where it looked.")
         with gr.Row():
+            image = gr.Image(
+                type="filepath",
+                label="Image",
+                sources=["upload", "clipboard", "webcam"],
+                height=_HEIGHT,
+                elem_id="image",
+            )
+            rollout = gr.Image(
+                label="Where it looked (attention rollout)",
+                format="png",
+                interactive=False,
+                buttons=["download", "fullscreen"],
+                height=_HEIGHT,
+                elem_id="rollout",
+            )
+        with gr.Row():
             with gr.Column():
-                image = gr.Image(
-                    type="filepath", label="Image", sources=["upload", "clipboard", "webcam"], elem_id="image"
-                )
+                if samples := sorted(Path(model).glob("samples/*.png")):
+                    gr.Examples([[str(path)] for path in samples], [image], label="Held-out images")
                 opacity = gr.Slider(0, 1, value=0.6, step=0.05, label="Opacity of the map", elem_id="opacity")
-            with gr.Column():
-                label = gr.Label(num_top_classes=min(_TOP, len(labels)), label="Prediction", elem_id="prediction")
-                rollout = gr.Image(label="Attention rollout", format="png", interactive=False, elem_id="rollout")
-        if samples := sorted(Path(model).glob("samples/*.png")):
-            gr.Examples([[str(path)] for path in samples], [image], label="Held-out images", cache_examples=False)
+            label = gr.Label(num_top_classes=min(_TOP, len(labels)), label="Prediction", elem_id="prediction")
         gr.on(
             [image.change, opacity.release],
             predict,
             [image, opacity],
             [label, rollout],
+            preprocess=False,  # gradio would open the file itself and fail without a word on one that is damaged
             api_name="predict",
             trigger_mode="always_last",
             show_progress="minimal",
@@ -84,9 +98,11 @@ def launch(model: str, port: int | None = None, share: bool = False) -> None:
         port: by default the first free one from 7860.
         share: whether to make a public link through Gradio's tunnel.
     """
-    build_app(model).launch(server_port=port, share=share, max_file_size=_MAX_FILE_SIZE)
+    build_app(model).launch(server_port=port, share=share, max_file_size=_MAX_FILE_SIZE, css=_CSS)
 
 
 def _enlarged(image: Image.Image) -> Image.Image:
     factor = -(-_SMALLEST_SIDE // min(image.size))
-    return image if factor <= 1 else image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    return (
+        image if factor <= 1 else image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    )

@@ -83,7 +83,7 @@ class ViTConfig(PreTrainedConfig):
             raise InputError(f"There is no variant {variant!r}; the variants are {', '.join(VARIANTS)}.")
         size, patch_size = variant.split("/")
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size = _SIZES[size]
-        fields = {
+        fields: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_hidden_layers": num_hidden_layers,
             "num_attention_heads": num_attention_heads,
@@ -107,6 +107,11 @@ class ViTConfig(PreTrainedConfig):
         """(rows, columns) of the patch grid; N = rows x columns (Section 3.1)."""
         (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
         return height // patch_height, width // patch_width
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes' names by index, of length K."""
+        return [str(label) for label in (self.id2label or {}).values()]
 
     def validate_architecture(self):
         """Part of `@strict`'s validation: checks the fields against each other."""
@@ -139,11 +144,13 @@ class ViTConfig(PreTrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         try:
             config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except OSError as error:
+        except OSError:
+            config_dict = {}  # transformers raises for most of what cannot be found, and returns this for the rest
+        if not config_dict:
             raise InputError(
                 f"{pretrained_model_name_or_path} is neither a folder with a config.json nor a model on the Hub that "
                 "can be reached."
-            ) from error
+            )
         model_type = config_dict.get("model_type")
         if model_type not in (cls.model_type, STOCK_MODEL_TYPE):
             raise InputError(

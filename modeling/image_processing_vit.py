@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling, load_image
 
 from .errors import InputError
@@ -71,7 +72,7 @@ def _to_8_bit(values: np.ndarray) -> np.ndarray:
     return np.round((values.astype(np.float64) - low) * (255 / max(high - low, 1e-12))).clip(0, 255).astype(np.uint8)
 
 
-class _AnyImage:
+class _AnyImage(BaseImageProcessor):
     """What both backends add to transformers': paths are opened here, and PIL images of any mode become RGB."""
 
     resample = PILImageResampling.BILINEAR

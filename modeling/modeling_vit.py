@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -118,7 +119,9 @@ class ViTAttention(nn.Module):
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
         if attention_observer is not None:
             attention_observer(query, key, self.scaling)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation or "eager", eager_attention_forward
+        )
         output, weights = attend(
             self,
             query,
@@ -170,7 +173,7 @@ class ViTPreTrainedModel(PreTrainedModel):
     config_class = ViTConfig
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch; the Trainer averages accumulated steps itself
     _no_split_modules = ["ViTEmbeddings", "ViTLayer"]
@@ -184,33 +187,38 @@ class ViTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """The initial weights of the paper's code (vit_jax `models_vit.py` and flax's defaults), with biases at zero."""
+        """Those of the paper's code (vit_jax `models_vit.py` and flax's defaults), with every bias at zero."""
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
-            init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
             # flax's lecun_normal: a normal cut at two standard deviations, scaled back to variance 1/fan_in.
             std = math.prod(module.weight.shape[1:]) ** -0.5 / 0.87962566103423978
             init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-            init.zeros_(module.bias)
         elif isinstance(module, ViTEmbeddings):
             init.zeros_(module.cls_token)
             init.normal_(module.position_embeddings, std=self.config.initializer_range)
+        if isinstance(module, (nn.Linear, nn.LayerNorm, nn.Conv2d)) and module.bias is not None:
+            init.zeros_(module.bias)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *, config=None, state_dict=None, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None,
+        *,
+        config: ViTConfig | None = None,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """Loads a ViT: a folder or Hub repository written by vitrail or by stock transformers' ViT of any version.
 
         Args:
             pretrained_model_name_or_path: a Hub id or a folder; None to take `config` and `state_dict` as they are.
             config: a `ViTConfig` to use instead of the checkpoint's own.
             state_dict: tensors to use instead of the checkpoint's own.
-            kwargs: fields of the config to change (`num_labels=10` attaches a new head, which is said in a warning), and
-                `PreTrainedModel.from_pretrained`'s arguments: `dtype`, `device_map`, `attn_implementation`, `revision`, ...
+            kwargs: fields of the config to change (`num_labels=10` attaches a new head, and a warning says so), and the
+                arguments of `PreTrainedModel.from_pretrained`: `dtype`, `device_map`, `attn_implementation`, ...
 
         Raises:
             InputError: not a ViT, a damaged file, or a tensor that is missing, unexpected or of the wrong shape.
@@ -219,8 +227,11 @@ class ViTPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(None, config=config, state_dict=state_dict, **kwargs)
         hub_kwargs, kwargs = split_hub_kwargs(kwargs)
         if config is None:
-            config, kwargs = cls.config_class.from_pretrained(
-                pretrained_model_name_or_path, return_unused_kwargs=True, **hub_kwargs, **kwargs
+            config, kwargs = cast(
+                "tuple[ViTConfig, dict[str, Any]]",
+                ViTConfig.from_pretrained(
+                    pretrained_model_name_or_path, return_unused_kwargs=True, **hub_kwargs, **kwargs
+                ),
             )
         if state_dict is None:
             state_dict = read_state_dict(pretrained_model_name_or_path, **hub_kwargs)
@@ -229,10 +240,10 @@ class ViTPreTrainedModel(PreTrainedModel):
         state_dict, new_head = fit_to_model(state_dict, expected, source=str(pretrained_model_name_or_path))
         if new_head:
             logger.warning("The classification head is new and starts at zero: %s.", new_head)
-        loaded = super().from_pretrained(None, config=config, state_dict=state_dict, **kwargs)
+        loaded: Any = super().from_pretrained(None, config=config, state_dict=state_dict, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
-        return loaded
+        return cast("Self", loaded)
 
 
 class ViTModel(ViTPreTrainedModel):
@@ -284,12 +295,14 @@ class ViTForImageClassification(ViTPreTrainedModel):
     def __init__(self, config: ViTConfig):
         super().__init__(config)
         self.vit = ViTModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, len(config.labels))
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        if module is self.classifier:  # Section 3.2: "a zero-initialized D x K feedforward layer"
+        if module is self.classifier and isinstance(
+            module, nn.Linear
+        ):  # Section 3.2: "a zero-initialized D x K feedforward layer"
             init.zeros_(module.weight)
             init.zeros_(module.bias)
         else:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 import yaml
@@ -27,7 +27,9 @@ class ModelArguments:
 
     model: str | None = field(
         default=None,
-        metadata={"help": f"A Hub id or folder to fine-tune, or a variant to train from scratch: {', '.join(VARIANTS)}."},
+        metadata={
+            "help": f"A Hub id or folder to fine-tune, or a variant to train from scratch: {', '.join(VARIANTS)}."
+        },
     )
     image_size: int | None = field(default=None, metadata={"help": "The side of the model's input in pixels."})
     patch_size: int | None = field(default=None, metadata={"help": "The side of a patch in pixels."})
@@ -41,10 +43,14 @@ class DataArguments:
     """What it learns from, and how the images are varied."""
 
     dataset: str = field(
-        metadata={"help": "'digits', a Hub data-set id, a folder of images (one sub-folder a class), or parquet/arrow files."}
+        metadata={
+            "help": "'digits', a Hub data-set id, a folder of images (one sub-folder a class), or parquet/arrow files."
+        }
     )
     dataset_config: str | None = field(default=None, metadata={"help": "The configuration of a Hub data set."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "The branch, tag or commit of a Hub data set."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "The branch, tag or commit of a Hub data set."}
+    )
     image_column: str | None = field(default=None, metadata={"help": "Default: the one column of images."})
     label_column: str | None = field(default=None, metadata={"help": "Default: the one column of classes."})
     validation_fraction: float = field(
@@ -53,9 +59,12 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many random images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on at most so many random images."})
     crop_scale: float = field(
-        default=0.35, metadata={"help": "Random crops keep at least this share of the area; 1 squashes the whole image."}
+        default=0.35,
+        metadata={"help": "Random crops keep at least this share of the area; 1 squashes the whole image."},
     )
-    flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip; 0 where it changes the label."})
+    flip: float = field(
+        default=0.5, metadata={"help": "Probability of a horizontal flip; 0 where it changes the label."}
+    )
     rotation: float = field(default=0.0, metadata={"help": "Rotate by up to so many degrees."})
     scaling: float = field(default=0.0, metadata={"help": "Scale by up to this share, up and down."})
     translation: float = field(default=0.0, metadata={"help": "Shift by up to this share of the side."})
@@ -76,9 +85,13 @@ class ViTTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images a step and device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images a step and device in evaluation."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: no, steps, epoch or best."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to write a checkpoint: no, steps, epoch or best."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best evaluated weights, not the last."})
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Keep the best evaluated weights, not the last."}
+    )
     metric_for_best_model: str | None = field(default="accuracy", metadata={"help": "What best means."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave False: images are decoded lazily."})
     logging_steps: float = field(default=0.05, metadata={"help": "Log every so many steps, or this share of all."})
@@ -86,6 +99,9 @@ class ViTTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         self.dataloader_pin_memory &= torch.accelerator.is_available()
+
+
+_GROUPS: Any = (ModelArguments, DataArguments, ViTTrainingArguments)
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, ViTTrainingArguments]:
@@ -97,7 +113,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     Raises:
         InputError: an unknown flag or recipe, or a value that does not fit.
     """
-    parser = _Parser([ModelArguments, DataArguments, ViTTrainingArguments], prog="vitrail train", allow_abbrev=False)
+    parser = _Parser(_GROUPS, prog="vitrail train", allow_abbrev=False)
     given, _ = parser.parse_known_args(argv)
     recipe = given.recipe or _default_recipe(given.dataset, given.model)
     if recipe is not None:
@@ -112,7 +128,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         raise InputError(" ".join(str(error).split())) from error
     if unknown:
         parser.error(f"there is no flag {unknown[0]}")
-    return tuple(parsed)
+    return cast("tuple[ModelArguments, DataArguments, ViTTrainingArguments]", tuple(parsed))
 
 
 class _Parser(HfArgumentParser):

@@ -57,7 +57,7 @@ class TrainingTransform(_DecodeRows):
         if arguments.rotation or arguments.scaling or arguments.translation:
             variations.append(
                 v2.RandomAffine(
-                    degrees=arguments.rotation,
+                    degrees=[-arguments.rotation, arguments.rotation],
                     translate=(arguments.translation, arguments.translation),
                     scale=(1 - arguments.scaling, 1 + arguments.scaling),
                     interpolation=InterpolationMode.BILINEAR,

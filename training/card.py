@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from vitrail.modeling import ViTForImageClassification
 from vitrail.training.arguments import ViTTrainingArguments
@@ -108,7 +110,9 @@ def model_card(
             for prefix in splits
         ],
     )
-    origin = f"It was fine-tuned from {provenance.base_model}" if provenance.base_model else "It was trained from scratch"
+    origin = (
+        f"It was fine-tuned from {provenance.base_model}" if provenance.base_model else "It was trained from scratch"
+    )
     best = arguments.load_best_model_at_end and arguments.metric_for_best_model
     text = _TEXT.format(
         metadata=metadata,
@@ -148,8 +152,9 @@ def _training(arguments: ViTTrainingArguments, provenance: Provenance, metrics: 
         "images": f"{provenance.images['train']:,}",
         "epochs": f"{metrics['epoch']:g}",
         "batch": f"{arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size}",
-        "optimiser": f"{arguments.optim}, learning rate {arguments.learning_rate:g}, weight decay {arguments.weight_decay:g}",
-        "schedule": f"{arguments.lr_scheduler_type}, warm-up {arguments.warmup_steps:g}",
+        "optimiser": f"{OptimizerNames(arguments.optim).value}, learning rate {arguments.learning_rate:g}, "
+        f"weight decay {arguments.weight_decay:g}",
+        "schedule": f"{SchedulerType(arguments.lr_scheduler_type).value}, warm-up {arguments.warmup_steps:g}",
         "recipe": arguments.recipe or "none",
         "seed": arguments.seed,
         "time": f"{metrics['train_runtime']:.0f} s on {hardware}",

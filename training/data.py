@@ -26,9 +26,9 @@ def load_splits(
     """Reads a labelled image data set.
 
     Args:
-        dataset: "digits" (scikit-learn's 1,797 images of 8x8 pixels, a fifth of them held out as `validation`), the id of
-            a Hub data set, a folder (one sub-folder of images a class; parquet, arrow or webdataset files; the output of
-            `save_to_disk`), or one parquet or arrow file.
+        dataset: "digits" (scikit-learn's 1,797 images of 8x8 pixels, a fifth of them held out as `validation`), a Hub
+            data set's id, a folder (one sub-folder of images a class; parquet, arrow or webdataset files; the output
+            of `save_to_disk`), or one parquet or arrow file.
         config: the configuration of a Hub data set.
         revision: its branch, tag or commit.
         image_column: the column of images; by default the only one there is.
@@ -36,8 +36,8 @@ def load_splits(
             column of strings, booleans or integers.
 
     Returns:
-        splits with the columns `image` (undecoded), `label` (one `ClassLabel` for all splits) and `row` (the position in
-        the split as it was read, from 0). A split without labels is left out.
+        splits with the columns `image` (undecoded), `label` (one `ClassLabel` for all splits) and `row` (the position
+        in the split as it was read, from 0). A split without labels is left out.
 
     Raises:
         InputError: there is no such data set, no images in it, or no column that can be the image or the label.
@@ -49,8 +49,10 @@ def load_splits(
     if not isinstance(features[image_column], Image):
         raise InputError(f"Column {image_column!r} of {dataset} does not hold images; pass --image_column.")
 
-    labels = {split: rows.with_format("numpy")[label_column][:].tolist() for split, rows in splits.items()}
-    labels = {split: values for split, values in labels.items() if not all(value in (None, -1) for value in values)}
+    labels: dict[Any, list] = {split: rows[label_column][:] for split, rows in splits.items()}
+    labels: dict[Any, list] = {
+        split: values for split, values in labels.items() if not all(value in (None, -1) for value in values)
+    }
     label, index = _classes(features[label_column], labels.values())
     for split, values in labels.items():
         if unlabelled := [row for row, value in enumerate(values) if value not in index]:
@@ -83,7 +85,7 @@ def with_validation(splits: DatasetDict, fraction: float, seed: int) -> tuple[Da
         InputError: there is no `train` split, or it is too small to be divided.
     """
     if "train" not in splits:
-        raise InputError(f"The data set has no split 'train'; its splits are {', '.join(splits)}.")
+        raise InputError(f"The data set has no split 'train'; its splits are {', '.join(map(str, splits))}.")
     if "validation" in splits:
         return splits, None
     counts = np.bincount(splits["train"]["label"], minlength=splits["train"].features["label"].num_classes)
@@ -129,8 +131,8 @@ def _digits() -> DatasetDict:
     from sklearn.datasets import load_digits  # slow to import, and wanted for this data set alone
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()
-    images = [PILImage.fromarray(np.uint8(image * (255 / 16))) for image in digits.images]  # 17 levels of ink
+    digits: Any = load_digits()
+    images = [PILImage.fromarray((image * (255 / 16)).astype(np.uint8)) for image in digits.images]  # 17 levels of ink
     parts = train_test_split(images, digits.target.tolist(), test_size=0.2, stratify=digits.target, random_state=0)
     features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
     train, validation = (
@@ -143,7 +145,7 @@ def _digits() -> DatasetDict:
 def _choose(wanted: str | None, candidates: list[str], kind: str, features: Features, dataset: str) -> str:
     if wanted is None and len(candidates) == 1:
         return candidates[0]
-    if wanted in features:
+    if wanted is not None and wanted in features:
         return wanted
     columns = ", ".join(features)
     if wanted is not None:
@@ -170,7 +172,7 @@ def _label_candidates(features: Features, image_column: str) -> list[str]:
 def _classes(feature: Any, splits: Iterable[list]) -> tuple[ClassLabel, dict[Any, int]]:
     """The classes, and where each value of the label column stands among them."""
     if isinstance(feature, ClassLabel):
-        return feature, {index: index for index in range(feature.num_classes)}
+        return feature, {index: index for index in range(len(feature.names))}
     values = sorted({value for values in splits for value in values if value is not None})
     return ClassLabel(names=[str(value) for value in values]), {value: index for index, value in enumerate(values)}
 

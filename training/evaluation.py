@@ -3,6 +3,8 @@
 vitrail evaluate --model runs/digits --dataset digits
 """
 
+from typing import Any, cast
+
 from datasets import Dataset, Value
 from transformers import Trainer, TrainingArguments
 
@@ -30,12 +32,12 @@ def evaluate(
     splits = load_splits(dataset, **columns)
     split = split or ("test" if "test" in splits else "validation")
     if split not in splits:
-        raise InputError(f"{dataset} has no split {split!r}; its splits are {', '.join(splits)}.")
+        raise InputError(f"{dataset} has no split {split!r}; its splits are {', '.join(map(str, splits))}.")
     network = ViTForImageClassification.from_pretrained(model)
     processor = ViTImageProcessor.from_pretrained(model)
     rows = _with_labels_of(network, splits[split], dataset).with_transform(EvaluationTransform(processor))
     arguments = TrainingArguments(per_device_eval_batch_size=batch_size, report_to="none", remove_unused_columns=False)
-    trainer = Trainer(network, arguments, eval_dataset=rows, compute_metrics=compute_metrics)
+    trainer = Trainer(network, arguments, eval_dataset=cast(Any, rows), compute_metrics=compute_metrics)
     metrics = trainer.evaluate()
     return metrics | {"eval_split": split, "eval_samples": len(rows)}
 
@@ -43,9 +45,10 @@ def evaluate(
 def _with_labels_of(model: ViTForImageClassification, rows: Dataset, dataset: str) -> Dataset:
     """The same rows with the model's class indices, matched by the classes' names."""
     names = rows.features["label"].names
-    if unknown := [name for name in names if name not in model.config.label2id]:
-        known = ", ".join(list(model.config.label2id)[:10])
-        raise InputError(f"{dataset} has a class {unknown[0]!r} that the model does not know; it knows {known}, ...")
-    index = [model.config.label2id[name] for name in names]
+    known = model.config.labels
+    if unknown := [name for name in names if name not in known]:
+        listed = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
+        raise InputError(f"{dataset} has a class {unknown[0]!r} that the model does not know; it knows {listed}.")
+    index = [known.index(name) for name in names]
     labels = [index[label] for label in rows["label"]]
     return rows.remove_columns("label").add_column("label", labels, feature=Value("int64"))

@@ -7,16 +7,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
 from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from vitrail.inspection import attention_rollout, predictions_figure
 from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification, ViTImageProcessor, read_image
 from vitrail.modeling.configuration_vit import VARIANTS
-from vitrail.training.arguments import DataArguments, ModelArguments, parse_arguments
+from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
 from vitrail.training.augmentation import EvaluationTransform, TrainingTransform
 from vitrail.training.card import Provenance
 from vitrail.training.data import load_splits, with_validation
@@ -66,11 +67,12 @@ def train(argv: Sequence[str]) -> TrainingResult:
     if said:
         print(said)
     splits = _subsample(splits, data_arguments, arguments.seed)
+    images = {str(split): len(rows) for split, rows in splits.items()}
     model, processor = _build(model_arguments, splits["train"].features["label"].names)
 
     evaluation = EvaluationTransform(processor)
-    transforms = {split: evaluation for split in splits} | {"train": TrainingTransform(processor, data_arguments)}
-    transformed = {split: rows.with_transform(transforms[split]) for split, rows in splits.items()}
+    transforms = dict.fromkeys(splits, evaluation) | {"train": TrainingTransform(processor, data_arguments)}
+    transformed: dict[Any, Any] = {split: rows.with_transform(transforms[split]) for split, rows in splits.items()}
     trainer = ViTTrainer(
         model=model,
         args=arguments,
@@ -78,9 +80,9 @@ def train(argv: Sequence[str]) -> TrainingResult:
         eval_dataset=transformed["validation"],
         processing_class=processor,
         compute_metrics=compute_metrics,
-        provenance=_provenance(model_arguments, data_arguments, splits),
+        provenance=_provenance(model_arguments, data_arguments, images),
     )
-    trained = trainer.train(resume_from_checkpoint=_checkpoint(arguments.resume_from_checkpoint))
+    trained = trainer.train(resume_from_checkpoint=_checkpoint(arguments))
     metrics = trained.metrics | trainer.evaluate()
     if "test" in transformed:
         metrics |= trainer.evaluate(transformed["test"], metric_key_prefix="test")
@@ -89,12 +91,11 @@ def train(argv: Sequence[str]) -> TrainingResult:
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
-    output_dir = Path(arguments.output_dir)
+    output_dir = Path(str(arguments.output_dir))
     samples = _save_samples(model, processor, splits["validation"], output_dir)
     trainer.create_model_card()
     if arguments.push_to_hub:
         trainer.push_to_hub()
-    images = {split: len(rows) for split, rows in splits.items()}
     return TrainingResult(output_dir, metrics, images, samples)
 
 
@@ -102,7 +103,9 @@ def _subsample(splits: DatasetDict, arguments: DataArguments, seed: int) -> Data
     def at_most(rows: Dataset, limit: int | None) -> Dataset:
         return rows if limit is None or limit >= len(rows) else rows.shuffle(seed).select(range(limit))
 
-    limits = dict.fromkeys(splits, arguments.max_eval_samples) | {"train": arguments.max_train_samples}
+    limits: dict[Any, int | None] = dict.fromkeys(splits, arguments.max_eval_samples) | {
+        "train": arguments.max_train_samples
+    }
     return DatasetDict({split: at_most(rows, limits[split]) for split, rows in splits.items()})
 
 
@@ -121,7 +124,8 @@ def _build(arguments: ModelArguments, labels: list[str]) -> tuple[ViTForImageCla
         model = ViTForImageClassification.from_pretrained(arguments.model, **fields)
         processor = ViTImageProcessor.from_pretrained(arguments.model)
     height, width = model.config.image_shape
-    return model, ViTImageProcessor(**{**processor.to_dict(), "size": {"height": height, "width": width}})
+    settings: dict[str, Any] = {**processor.to_dict(), "size": {"height": height, "width": width}}
+    return model, ViTImageProcessor(**settings)
 
 
 def _overrides(arguments: ModelArguments) -> dict:
@@ -136,7 +140,7 @@ def _overrides(arguments: ModelArguments) -> dict:
     return fields | {name: size for name, size in sizes.items() if size is not None}
 
 
-def _provenance(model: ModelArguments, data: DataArguments, splits: DatasetDict) -> Provenance:
+def _provenance(model: ModelArguments, data: DataArguments, images: dict[str, int]) -> Provenance:
     local_data = data.dataset == "digits" or Path(data.dataset).exists()
     base = None if model.model in VARIANTS else model.model
     local_base = base is None or Path(base).exists()
@@ -145,16 +149,20 @@ def _provenance(model: ModelArguments, data: DataArguments, splits: DatasetDict)
         dataset_id=None if local_data else data.dataset,
         base_model=Path(base).name if base and local_base else base,
         base_model_id=None if local_base else base,
-        images={split: len(rows) for split, rows in splits.items()},
+        images=images,
     )
 
 
-def _checkpoint(resume: str | None) -> str | bool:
-    """`--resume_from_checkpoint FOLDER`, or `true` for the newest checkpoint in the output folder."""
-    if resume is None or resume.lower() in ("true", "false"):
-        return resume is not None and resume.lower() == "true"
-    if not Path(resume).is_dir():
-        raise InputError(f"There is no checkpoint {resume} to resume from.")
+def _checkpoint(arguments: ViTTrainingArguments) -> str | None:
+    """The folder to resume from: `--resume_from_checkpoint FOLDER`, or `last` for the newest in the output folder."""
+    resume = arguments.resume_from_checkpoint
+    if resume == "last":
+        found = get_last_checkpoint(arguments.output_dir) if Path(str(arguments.output_dir)).is_dir() else None
+        if found is None:
+            raise InputError(f"There is no checkpoint in {arguments.output_dir} to resume from.")
+        return found
+    if resume is not None and not Path(resume).is_dir():
+        raise InputError(f"There is no checkpoint {resume} to resume from; `last` takes the newest one.")
     return resume
 
 
@@ -162,18 +170,15 @@ def _save_samples(
     model: ViTForImageClassification, processor: ViTImageProcessor, rows: Dataset, output_dir: Path
 ) -> list[Path]:
     """Saves a few held-out images, and a figure of what the model says and where it looks."""
-    rows = rows.shuffle(seed=0).select(range(min(_SAMPLES, len(rows))))
     names = rows.features["label"].names
-    images = [read_image(row["image"]["bytes"] or row["image"]["path"]) for row in rows]
-    truths = [names[row["label"]] for row in rows]
+    chosen: dict[str, list] = rows.shuffle(seed=0)[:_SAMPLES]
+    images = [read_image(image["bytes"] or image["path"]) for image in chosen["image"]]
+    truths = [names[label] for label in chosen["label"]]
     model.eval()
-    pixel_values = processor(images, return_tensors="pt").pixel_values.to(model.device)
-    out = attention_rollout(model, pixel_values)
-    probabilities = torch.softmax(out.logits.float(), dim=-1).max(-1)
-    predictions = [
-        f"{names[index]} ({probability:.0%})"
-        for index, probability in zip(probabilities.indices.tolist(), probabilities.values.tolist())
-    ]
+    out = attention_rollout(model, processor(images, return_tensors="pt").pixel_values.to(model.device))
+    assert out.logits is not None  # a classifier has them
+    best = out.logits.float().softmax(-1).max(-1)
+    predictions = [f"{names[i]} ({p:.0%})" for i, p in zip(best.indices.tolist(), best.values.tolist())]
     figure = predictions_figure(images, out.heatmap, predictions, truths)
     figure.savefig(output_dir / "samples_with_rollout.png", dpi=120)
     return [_save_sample(image, output_dir / "samples" / f"{i}.png") for i, image in enumerate(images)]

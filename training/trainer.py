@@ -2,6 +2,7 @@
 
 from transformers import Trainer
 
+from vitrail.training.arguments import ViTTrainingArguments
 from vitrail.training.card import Provenance, model_card
 
 
@@ -11,6 +12,8 @@ class ViTTrainer(Trainer):
     Attributes:
         results: the metrics of the weights as they are now, as the card reports them.
     """
+
+    args: ViTTrainingArguments
 
     def __init__(self, *, provenance: Provenance, **kwargs):
         super().__init__(**kwargs)

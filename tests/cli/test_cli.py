@@ -101,7 +101,10 @@ def one_sentence(code: int, stderr: str) -> str:
     [
         ("train --dataset no/such-data", "no/such-data"),
         ("train --dataset digits --model B/17", "There is no variant 'B/17'; the variants are Ti/16"),
-        ("train --dataset digits --model Ti/16 --patch_size 9", "image_size (224) must be a multiple of patch_size (9)"),
+        (
+            "train --dataset digits --model Ti/16 --patch_size 9",
+            "image_size (224) must be a multiple of patch_size (9)",
+        ),
         ("train --dataset digits --label_column kind", "no column 'kind'; its columns are image, label"),
         ("train --dataset digits --learning_rate fast", "invalid float value: 'fast'"),
         ("train --dataset digits --sideways", "There is no flag --sideways"),

@@ -62,7 +62,9 @@ def test_stock_checkpoints_load_whatever_their_names(randomised, tmp_path):
     )
     stock = randomised(transformers.ViTForImageClassification(config))
     stock.save_pretrained(tmp_path)
-    assert any("encoder.layer.1.attention.attention.query" in name for name in load_file(tmp_path / "model.safetensors"))
+    assert any(
+        "encoder.layer.1.attention.attention.query" in name for name in load_file(tmp_path / "model.safetensors")
+    )
     ours = ViTForImageClassification.from_pretrained(tmp_path)
     assert torch.equal(ours(PIXELS).logits, stock(PIXELS).logits)
 

@@ -64,5 +64,5 @@ def test_another_kind_of_model_is_refused(tmp_path):
 
 
 def test_neither_folder_nor_model_is_one_sentence(tmp_path):
-    with pytest.raises(InputError, match="neither a folder with a config.json nor a model on the Hub"):
+    with pytest.raises(InputError, match=r"neither a folder with a config\.json nor a model on the Hub"):
         ViTConfig.from_pretrained(tmp_path / "nothing")

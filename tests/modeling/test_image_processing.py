@@ -57,7 +57,7 @@ def test_paths_arrays_and_tensors_are_one_image(backend, photo, tmp_path):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_colour_mode_becomes_three_channels(backend, photo, mode):
     if mode == "I;16":
-        image = Image.fromarray((np.asarray(photo.convert("L")).astype(np.uint16) * 257))
+        image = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     elif mode == "LAB":
         image = Image.merge("LAB", photo.split())
     elif mode == "PA":

@@ -50,9 +50,7 @@ def test_eager_returns_attention_whose_rows_sum_to_one(tiny_model, pixels):
 def test_every_parameter_gets_a_gradient(tiny_model, pixels):
     tiny_model(pixels, labels=torch.tensor([0, 1, 2])).loss.backward()
     dead = [
-        name
-        for name, parameter in tiny_model.named_parameters()
-        if parameter.grad is None or not parameter.grad.any()
+        name for name, parameter in tiny_model.named_parameters() if parameter.grad is None or not parameter.grad.any()
     ]
     # The same constant added to every key changes no softmax: k_proj.bias cannot matter.
     assert all(name.endswith("k_proj.bias") for name in dead), dead

@@ -23,7 +23,7 @@ def test_a_model_from_scratch_takes_its_recipe_and_a_checkpoint_none():
 
 @pytest.mark.parametrize("recipe", RECIPE_NAMES)
 def test_every_recipe_parses(recipe, tmp_path):
-    model, _, training = parse_arguments(["--dataset", "x", "--recipe", recipe, "--output_dir", str(tmp_path)])
+    _, _, training = parse_arguments(["--dataset", "x", "--recipe", recipe, "--output_dir", str(tmp_path)])
     assert training.recipe == recipe
 
 

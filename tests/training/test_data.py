@@ -88,7 +88,7 @@ def test_columns_are_chosen_or_asked_for(tmp_path):
     assert names_and_labels(load_splits(str(path), label_column="kind"))[0] == ["a", "b"]
     with pytest.raises(InputError, match="has no column 'sort'; its columns are picture, kind, place"):
         load_splits(str(path), label_column="sort")
-    with pytest.raises(InputError, match="Column 'place' of .* does not hold images"):
+    with pytest.raises(InputError, match=r"Column 'place' of .* does not hold images"):
         load_splits(str(path), label_column="kind", image_column="place")
 
 
@@ -98,16 +98,14 @@ def test_unlabelled_split_is_left_out_but_an_unlabelled_row_is_named(tmp_path):
     datasets.DatasetDict({"train": rows, "test": table([-1] * 6, feature)}).save_to_disk(tmp_path / "hidden")
     assert list(load_splits(str(tmp_path / "hidden"))) == ["train"]
     table([0, 1, 0, None, 1, 1], feature).save_to_disk(tmp_path / "gap")
-    with pytest.raises(InputError, match="Row 3 of split 'train' .* has no label"):
+    with pytest.raises(InputError, match=r"Row 3 of split 'train' .* has no label"):
         load_splits(str(tmp_path / "gap"))
 
 
 def test_made_validation_split_is_stratified_seeded_and_said(image_folder):
     splits = load_splits(str(image_folder))
     parts, said = with_validation(splits, 0.25, seed=1)
-    assert said == (
-        "There is no validation split: 12 of 48 training images are set aside for it (stratified, seed 1)."
-    )
+    assert said == ("There is no validation split: 12 of 48 training images are set aside for it (stratified, seed 1).")
     assert np.bincount(parts["validation"]["label"]).tolist() == [6, 6]
     assert sorted(parts["train"]["row"][:] + parts["validation"]["row"][:]) == list(range(48))
     assert parts["validation"]["row"][:] == with_validation(splits, 0.25, seed=1)[0]["validation"]["row"][:]

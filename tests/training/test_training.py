@@ -76,7 +76,7 @@ def test_resuming_gives_the_very_same_weights(run, tmp_path):
     result, flags = run
     checkpoints = sorted(result.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     shutil.copytree(checkpoints[1], tmp_path / checkpoints[1].name)
-    train([*flags, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "true"])
+    train([*flags, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "last"])
     assert_same_weights(weights(tmp_path / checkpoints[-1].name), weights(checkpoints[-1]))
 
 
@@ -128,12 +128,10 @@ def test_truncated_image_is_named(image_folder, tiny_flags, tmp_path):
     shutil.copytree(image_folder, folder)
     broken = folder / "dark" / "07.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
+    flags = [*tiny_flags, "--dataset", str(folder), "--output_dir", str(tmp_path / "run")]
     for workers in ("0", "1"):
         with pytest.raises(InputError, match=r"Cannot read the image .*dark/07\.jpg"):
-            train(
-                [*tiny_flags, "--dataset", str(folder), "--output_dir", str(tmp_path / "run")]
-                + ["--dataloader_num_workers", workers]
-            )
+            train([*flags, "--dataloader_num_workers", workers])
 
 
 @pytest.mark.parametrize(
@@ -144,6 +142,7 @@ def test_truncated_image_is_named(image_folder, tiny_flags, tmp_path):
         (["--dataset", "digits", "--config_overrides", '{"depth": 3}'], "sets 'depth', which is no field of ViTConfig"),
         (["--dataset", "digits", "--recipe", "scratch-small"], "Say what to train with --model"),
         (["--dataset", "digits", "--resume_from_checkpoint", "nowhere"], "There is no checkpoint nowhere"),
+        (["--dataset", "digits", "--resume_from_checkpoint", "last"], "There is no checkpoint in"),
     ],
 )
 def test_bad_flags_are_one_sentence(flags, message, tmp_path):
