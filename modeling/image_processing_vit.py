@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling, load_image
@@ -50,8 +50,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     [0, 65535], 32-bit integers from the smallest of [0, 255], [0, 65535] and [0, 2^31] that holds them, floats from
     [0, 1] or [0, 255] likewise and otherwise from their minimum and maximum. Of an animation it is the current frame.
     """
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
+        image.load()  # the file may be closed before the pixels are wanted
         return image
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_to_8_bit(np.asarray(image)))

@@ -119,7 +119,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if recipe is not None:
         parser.set_defaults(**_read_recipe(recipe, {action.dest for action in parser._actions}), recipe=recipe)
     if given.output_dir is None:
-        parser.set_defaults(output_dir=str(Path("runs") / Path(given.dataset).stem))
+        source = Path(given.dataset)
+        parser.set_defaults(output_dir=str(Path("runs") / (source.stem if source.is_file() else source.resolve().name)))
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(
             list(argv), return_remaining_strings=True, look_for_args_file=False

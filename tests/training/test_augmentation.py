@@ -1,0 +1,76 @@
+"""What training does to images before the model sees them."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tvF
+
+from vitrail.modeling import ViTImageProcessor
+from vitrail.training.arguments import DataArguments
+from vitrail.training.augmentation import BatchedRandomAffine, EvaluationTransform, TrainingTransform
+
+
+@pytest.fixture
+def rows():
+    """Four 30x20 images of smooth noise as undecoded rows."""
+    noise = torch.rand(4, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+    images = []
+    for picture in torch.nn.functional.interpolate(noise, (20, 30), mode="bicubic").clip(0, 1):
+        file = io.BytesIO()
+        Image.fromarray(np.uint8(255 * picture.permute(1, 2, 0).numpy())).save(file, "PNG")
+        images.append({"bytes": file.getvalue(), "path": None})
+    return {"image": images, "label": [2, 0, 1, 1], "row": [0, 1, 2, 3]}
+
+
+def no_variation(**changes):
+    plain = {"crop_scale": 1.0, "flip": 0.0, "rotation": 0.0, "scaling": 0.0, "translation": 0.0}
+    return DataArguments(dataset="x", **(plain | changes))
+
+
+def test_without_variation_training_sees_what_evaluation_sees(rows):
+    processor = ViTImageProcessor(size={"height": 16, "width": 24})
+    training, evaluation = TrainingTransform(processor, no_variation())(rows), EvaluationTransform(processor)(rows)
+    assert training["pixel_values"].shape == (4, 3, 16, 24)
+    torch.testing.assert_close(training["pixel_values"], evaluation["pixel_values"], atol=1e-6, rtol=0)
+    assert training["labels"].tolist() == evaluation["labels"].tolist() == [2, 0, 1, 1]
+
+
+def test_certain_flip_mirrors_every_image(rows):
+    processor = ViTImageProcessor(size={"height": 20, "width": 30})
+    plain = TrainingTransform(processor, no_variation())(rows)["pixel_values"]
+    flipped = TrainingTransform(processor, no_variation(flip=1.0))(rows)["pixel_values"]
+    assert torch.equal(flipped, plain.flip(-1))
+
+
+def test_every_image_draws_its_own_variation(rows):
+    rows = {key: [values[0]] * 4 for key, values in rows.items()}
+    processor = ViTImageProcessor(size={"height": 20, "width": 30})
+    for change in ({"crop_scale": 0.3}, {"rotation": 20.0}, {"scaling": 0.3}, {"translation": 0.2}):
+        pixels = TrainingTransform(processor, no_variation(**change))(rows)["pixel_values"]
+        assert len({image.numpy().tobytes() for image in pixels}) == 4, change
+
+
+@pytest.mark.parametrize(
+    ("angle", "scale", "right", "down"), [(1, 0, 0, 0), (0, 1, 0, 0), (0, -1, 0, 0), (0, 0, 1, -0.5), (-0.5, 0.4, 0, 0)]
+)
+def test_batched_affine_is_torchvisions(monkeypatch, angle, scale, right, down):
+    """On an image that is not square, in the middle, where both interpolate inside it."""
+    picture = torch.rand(1, 3, 6, 9, generator=torch.Generator().manual_seed(3))
+    picture = torch.nn.functional.interpolate(picture, (60, 90), mode="bicubic", antialias=True)
+    draws = (torch.tensor([angle, scale, right, down]).float()[:, None] + 1) / 2
+    monkeypatch.setattr(torch, "rand", lambda *shape: draws)
+    ours = BatchedRandomAffine(rotation=30, scaling=0.2, translation=0.1)(picture)
+    theirs = tvF.affine(
+        picture,
+        angle=-30 * angle,
+        translate=[-9 * right, -6 * down],
+        scale=1 + 0.2 * scale,
+        shear=[0, 0],
+        interpolation=InterpolationMode.BILINEAR,
+    )
+    middle = (..., slice(20, 40), slice(30, 60))
+    torch.testing.assert_close(ours[middle], theirs[middle], atol=0.02, rtol=0)
