@@ -1,4 +1,7 @@
-"""`vitrail demo`: the Gradio app on any model."""
+"""The Gradio app on any model.
+
+vitrail demo --model runs/digits
+"""
 
 import argparse
 
@@ -7,13 +10,20 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     """Adds the verb and its flags."""
     parser = verbs.add_parser("demo", help="open an app that predicts and shows where the model looked")
     parser.add_argument("--model", required=True, help="a Hub id or folder")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument(
+        "--port", type=int, choices=range(1, 65536), metavar="PORT", help="default: the first free one from 7860"
+    )
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's tunnel")
     parser.set_defaults(run=run, takes_more=False)
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Serves the app until it is interrupted."""
     from vitrail.demo import launch
+    from vitrail.modeling import InputError
 
-    launch(arguments.model, port=arguments.port, share=arguments.share)
+    try:
+        launch(arguments.model, port=arguments.port, share=arguments.share)
+    except OSError as error:
+        raise InputError(f"The app cannot start: {str(error).splitlines()[0].rstrip('.')}.") from error
     return 0

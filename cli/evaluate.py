@@ -1,4 +1,7 @@
-"""`vitrail evaluate`: a model's accuracy on any labelled data set."""
+"""A model's accuracy on any labelled data set.
+
+vitrail evaluate --model runs/digits --dataset digits
+"""
 
 import argparse
 import json
@@ -11,6 +14,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--dataset", required=True, help="'digits', a Hub data-set id, a folder, a parquet or arrow file"
     )
+    parser.add_argument("--dataset_config", help="the configuration of a Hub data set")
+    parser.add_argument("--dataset_revision", help="the branch, tag or commit of a Hub data set")
     parser.add_argument("--split", help="default: test, else validation")
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time (default: 64)")
     parser.add_argument("--image_column", help="default: the one column of images")
@@ -19,6 +24,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Prints the metrics as JSON."""
     from vitrail.training.evaluation import evaluate
 
     metrics = evaluate(
@@ -26,6 +32,8 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         arguments.dataset,
         arguments.split,
         arguments.batch_size,
+        config=arguments.dataset_config,
+        revision=arguments.dataset_revision,
         image_column=arguments.image_column,
         label_column=arguments.label_column,
     )

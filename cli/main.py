@@ -4,16 +4,18 @@ vitrail --help
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
 from vitrail.cli import demo, evaluate, predict, train
 
 
 # What is imported only where it is needed, and the extra that brings it.
-_EXTRAS = {"accelerate": "train", "datasets": "train", "evaluate": "train", "sklearn": "train", "yaml": "train"}
+_EXTRAS = {"accelerate": "train", "datasets": "train", "evaluate": "train", "sklearn": "train"}
 _EXTRAS |= {"gradio": "demo", "pyarrow": "train"}
 
 
@@ -26,9 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit code: 0, or 2 when the user's input cannot be used, which one sentence on stderr explains.
     """
-    parser = argparse.ArgumentParser(
-        prog="vitrail", description="Vision Transformers: train, trust, look inside, share."
-    )
+    parser = _Parser(prog="vitrail", description="Vision Transformers: train, trust, look inside, share.")
     parser.add_argument("--version", action="version", version=f"vitrail {version('vitrail')}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for verb in (train, evaluate, predict, demo):
@@ -42,9 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     from huggingface_hub.errors import StrictDataclassError
     from tqdm import tqdm
+    from transformers.utils import logging
 
     from vitrail.modeling import InputError
 
+    logging.disable_progress_bar()  # of loading and saving; downloads and training keep theirs
     try:
         return arguments.run(arguments, rest)
     except (InputError, StrictDataclassError) as error:
@@ -53,11 +55,19 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         if error.name not in _EXTRAS:
             raise
         sentence = f"{error.name} is not installed: pip install 'vitrail[{_EXTRAS[error.name]}]'."
+    except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         tqdm.write("vitrail: interrupted.", file=sys.stderr)
         return 130
     tqdm.write(f"vitrail: {sentence}", file=sys.stderr)  # clear of a progress bar that is still drawn
     return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"vitrail: {message}; `{self.prog} --help` says more.\n")
 
 
 def _sentence(error: Exception) -> str:

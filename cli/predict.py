@@ -1,4 +1,7 @@
-"""`vitrail predict`: what images show."""
+"""What images show.
+
+vitrail predict --model runs/digits runs/digits/samples/0.png
+"""
 
 import argparse
 import csv
@@ -27,6 +30,8 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     if arguments.output and arguments.output.suffix not in (".csv", ".parquet"):
         raise InputError(f"--output {arguments.output} must end in .csv or .parquet.")
+    if arguments.output:
+        _prepare(arguments.output)
     model = ViTForImageClassification.from_pretrained(arguments.model)
     processor = ViTImageProcessor.from_pretrained(arguments.model)
     rows, unreadable = [], 0
@@ -52,8 +57,20 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 2 if unreadable else 0
 
 
+def _prepare(path: Path) -> None:
+    """Finds out before any work whether the table can be written."""
+    from vitrail.modeling import InputError
+
+    if path.suffix == ".parquet":
+        import pyarrow.parquet  # noqa: F401 - its absence is to be said now
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise InputError(f"Cannot write to --output {path}: {error.strerror}.") from error
+
+
 def _write_table(rows: list[dict], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet

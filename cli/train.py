@@ -1,4 +1,7 @@
-"""`vitrail train`: any labelled images, any ViT."""
+"""Any labelled images, any ViT.
+
+vitrail train --dataset digits
+"""
 
 import argparse
 import shutil
@@ -12,6 +15,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Trains, and says how well it went, where everything is and what to run next."""
     from vitrail.training import train
 
     result = train(rest)

@@ -31,7 +31,7 @@ def overlay(image: Image.Image, heatmap: torch.Tensor, alpha: float = 0.6) -> Im
         InputError: the map is not a finite, non-negative matrix, or alpha is out of range.
     """
     values = heatmap.detach().float().cpu().numpy()
-    if values.ndim != 2 or not np.isfinite(values).all() or values.min() < 0:
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all() or values.min() < 0:
         raise InputError(f"A heat map is a matrix of finite numbers >= 0; got shape {tuple(values.shape)}.")
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha is {alpha}; it must lie between 0 and 1.")
@@ -42,24 +42,31 @@ def overlay(image: Image.Image, heatmap: torch.Tensor, alpha: float = 0.6) -> Im
 
 
 def predictions_figure(
-    images: Sequence[Image.Image], heatmaps: torch.Tensor, predictions: Sequence[str], truths: Sequence[str]
+    images: Sequence[Image.Image],
+    heatmaps: torch.Tensor,
+    predictions: Sequence[str],
+    probabilities: Sequence[float],
+    truths: Sequence[str],
 ) -> Figure:
     """Images above their rollout, titled with the prediction, in red where it is wrong.
 
     Args:
         images: n pictures of any size.
         heatmaps: (n, rows, columns), not negative.
-        predictions: n titles, for example "7 (98 %)".
-        truths: n titles for the row below: what the images really show.
+        predictions: the n predicted classes.
+        probabilities: of the predictions, in [0, 1].
+        truths: the n classes that the images really show.
     """
     figure = Figure(figsize=(1.5 * len(images), 3.6), layout="constrained")
-    axes = figure.subplots(2, len(images), squeeze=False)
-    for (above, below), image, heatmap, prediction, truth in zip(axes.T, images, heatmaps, predictions, truths):
+    columns = figure.subplots(2, len(images), squeeze=False).T
+    for (above, below), image, heatmap, prediction, probability, truth in zip(
+        columns, images, heatmaps, predictions, probabilities, truths
+    ):
         shown = image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
-        wrong = prediction.rsplit(" (", 1)[0] != truth
         above.imshow(shown)
-        above.set_title(prediction, fontsize=11, color="firebrick" if wrong else "black")
         below.imshow(overlay(shown, heatmap))
+        wrong = prediction != truth
+        above.set_title(f"{prediction} ({probability:.0%})", fontsize=11, color="firebrick" if wrong else "black")
         if wrong:
             below.set_title(f"is {truth}", fontsize=9, color="firebrick")
         for axis in (above, below):

@@ -55,7 +55,7 @@ def attention_rollout(
         start_layer: the first layer that takes part, counted from 0; earlier ones are left out of the product.
 
     Raises:
-        InputError: an argument is out of its range.
+        InputError: an argument is out of its range, or the model is not one of `vitrail.modeling`.
     """
     num_layers = model.config.num_hidden_layers
     if head_fusion not in ("mean", "max", "min"):
@@ -72,13 +72,16 @@ def attention_rollout(
 
     outputs = model(pixel_values, attention_observer=observe)
 
+    if len(layers) != num_layers:
+        raise InputError(f"{type(model).__name__} does not show its attention; load it with vitrail.modeling.")
+
     row: torch.Tensor | None = None
     for query, key in reversed(layers[start_layer:]):
         row = _row_times_layer(row, query, key, head_fusion, discard_ratio)
-    assert row is not None  # num_layers >= 1
+    assert row is not None  # start_layer < num_layers
     patches = row[:, 1:]  # without the class token
     heatmap = patches.unflatten(1, model.config.grid_shape)  # (B, H/P, W/P)
-    return RolloutOutput(logits=getattr(outputs, "logits", None), heatmap=heatmap)
+    return RolloutOutput(logits=outputs.get("logits"), heatmap=heatmap)
 
 
 def _row_times_layer(

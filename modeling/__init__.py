@@ -4,7 +4,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from vitrail.modeling.configuration_vit import ViTConfig
 from vitrail.modeling.errors import InputError
-from vitrail.modeling.image_processing_vit import ViTImageProcessor, ViTImageProcessorPil, read_image
+from vitrail.modeling.image_processing_vit import (
+    ViTImageProcessor,
+    ViTImageProcessorPil,
+    VitrailImageProcessor,
+    VitrailImageProcessorPil,
+    read_image,
+)
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 
 
@@ -24,5 +30,7 @@ AutoConfig.register(ViTConfig.model_type, ViTConfig)
 AutoModel.register(ViTConfig, ViTModel, exist_ok=True)
 AutoModelForImageClassification.register(ViTConfig, ViTForImageClassification, exist_ok=True)
 AutoImageProcessor.register(
-    ViTConfig, image_processor_classes={"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil}, exist_ok=True
+    ViTConfig,
+    image_processor_classes={"torchvision": VitrailImageProcessor, "pil": VitrailImageProcessorPil},
+    exist_ok=True,
 )

@@ -3,6 +3,7 @@
 python -c "from vitrail.modeling import ViTConfig; print(ViTConfig.from_variant('B/16', image_size=384))"
 """
 
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
@@ -24,6 +25,7 @@ VARIANTS = ("Ti/16", "S/16", "S/32", "B/32", "B/16", "L/32", "L/16", "H/14")
 
 # The name that stock transformers gives to this very architecture; checkpoints carry it so that anybody can load them.
 STOCK_MODEL_TYPE = "vit"
+_STOCK_LAYER_NORM_EPS = 1e-12  # what stock transformers takes a config to mean that does not say
 
 
 @strict
@@ -111,7 +113,7 @@ class ViTConfig(PreTrainedConfig):
     @property
     def labels(self) -> list[str]:
         """The classes' names by index, of length K."""
-        return [str(label) for label in (self.id2label or {}).values()]
+        return [str(label) for _, label in sorted((self.id2label or {}).items())]
 
     def validate_architecture(self):
         """Part of `@strict`'s validation: checks the fields against each other."""
@@ -144,7 +146,10 @@ class ViTConfig(PreTrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         try:
             config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except OSError:
+        except OSError as error:
+            path = Path(pretrained_model_name_or_path, "config.json")
+            if path.is_file():
+                raise InputError(f"{path} is not valid JSON.") from error
             config_dict = {}  # transformers raises for most of what cannot be found, and returns this for the rest
         if not config_dict:
             raise InputError(
@@ -157,6 +162,8 @@ class ViTConfig(PreTrainedConfig):
                 f"{pretrained_model_name_or_path} holds a model of type {model_type!r}; "
                 f"vitrail loads models of type {STOCK_MODEL_TYPE!r}."
             )
+        if model_type == STOCK_MODEL_TYPE:
+            config_dict = {"layer_norm_eps": _STOCK_LAYER_NORM_EPS} | config_dict
         return config_dict | {"model_type": cls.model_type}, kwargs
 
 

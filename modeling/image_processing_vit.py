@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -19,7 +20,7 @@ from .errors import InputError
 
 
 # What Pillow raises on a file that is not an image, is cut off, lies about its structure or is a decompression bomb.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
@@ -65,7 +66,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
-    if values.dtype == np.uint16:
+    if not np.isfinite(values).all():
+        raise ValueError("it has pixels that are not numbers")
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
         low, high = 0.0, 65535.0
     elif np.issubdtype(values.dtype, np.integer):
         low, high = 0.0, next(top for top in (255.0, 65535.0, 2.0**31) if high <= top)
@@ -74,14 +77,20 @@ def _to_8_bit(values: np.ndarray) -> np.ndarray:
     return np.round((values.astype(np.float64) - low) * (255 / max(high - low, 1e-12))).clip(0, 255).astype(np.uint8)
 
 
+# The name under which stock transformers finds a processor that computes the same.
+STOCK_IMAGE_PROCESSOR_TYPE = "ViTImageProcessor"
+
+
 class _AnyImage(BaseImageProcessor):
     """What both backends add to transformers': paths are opened here, and PIL images of any mode become RGB."""
 
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_STANDARD_MEAN
     image_std = IMAGENET_STANDARD_STD
-    size = {"height": 224, "width": 224}
+    size: Any = {"height": 224, "width": 224}  # a SizeDict in instances
+    crop_size: Any = None
     do_resize = True
+    do_center_crop = False
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
@@ -91,9 +100,16 @@ class _AnyImage(BaseImageProcessor):
         try:
             return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         except OSError as error:
+            if Path(pretrained_model_name_or_path, "preprocessor_config.json").is_file():
+                raise InputError(
+                    f"{pretrained_model_name_or_path}/preprocessor_config.json is not valid JSON."
+                ) from error
             raise InputError(
                 f"{pretrained_model_name_or_path} has no preprocessor_config.json, which says how images are prepared."
             ) from error
+
+    def to_dict(self):
+        return super().to_dict() | {"image_processor_type": STOCK_IMAGE_PROCESSOR_TYPE}
 
     def fetch_images(self, images):
         if isinstance(images, (list, tuple)):
@@ -122,3 +138,15 @@ class ViTImageProcessor(_AnyImage, TorchvisionBackend):
 
 class ViTImageProcessorPil(_AnyImage, PilBackend):
     """`ViTImageProcessor` without torchvision; at most one 8-bit level away from it, by how Pillow rounds."""
+
+
+class VitrailImageProcessor(ViTImageProcessor):
+    """`ViTImageProcessor` as `AutoImageProcessor` knows it.
+
+    transformers looks processors up by the class's bare name: one registered as `ViTImageProcessor` would take the
+    place of its own for every model that uses that, Swin and others included.
+    """
+
+
+class VitrailImageProcessorPil(ViTImageProcessorPil):
+    """`ViTImageProcessorPil` as `AutoImageProcessor` knows it."""

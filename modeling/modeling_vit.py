@@ -218,7 +218,8 @@ class ViTPreTrainedModel(PreTrainedModel):
             config: a `ViTConfig` to use instead of the checkpoint's own.
             state_dict: tensors to use instead of the checkpoint's own.
             kwargs: fields of the config to change (`num_labels=10` attaches a new head, and a warning says so), and the
-                arguments of `PreTrainedModel.from_pretrained`: `dtype`, `device_map`, `attn_implementation`, ...
+                arguments of `PreTrainedModel.from_pretrained`: `dtype` (by default the checkpoint's own), `device_map`,
+                `attn_implementation`, ...
 
         Raises:
             InputError: not a ViT, a damaged file, or a tensor that is missing, unexpected or of the wrong shape.
@@ -226,6 +227,7 @@ class ViTPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, config=config, state_dict=state_dict, **kwargs)
         hub_kwargs, kwargs = split_hub_kwargs(kwargs)
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or "auto"
         if config is None:
             config, kwargs = cast(
                 "tuple[ViTConfig, dict[str, Any]]",
@@ -240,7 +242,9 @@ class ViTPreTrainedModel(PreTrainedModel):
         state_dict, new_head = fit_to_model(state_dict, expected, source=str(pretrained_model_name_or_path))
         if new_head:
             logger.warning("The classification head is new and starts at zero: %s.", new_head)
-        loaded: Any = super().from_pretrained(None, config=config, state_dict=state_dict, **kwargs)
+        if dtype == "auto":
+            dtype = next(tensor.dtype for tensor in state_dict.values() if tensor.is_floating_point())
+        loaded: Any = super().from_pretrained(None, config=config, state_dict=state_dict, dtype=dtype, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         return cast("Self", loaded)
@@ -300,11 +304,10 @@ class ViTForImageClassification(ViTPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        if module is self.classifier and isinstance(
-            module, nn.Linear
-        ):  # Section 3.2: "a zero-initialized D x K feedforward layer"
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
+        if module is self.classifier:
+            # Section 3.2: "a zero-initialized D x K feedforward layer"
+            init.zeros_(self.classifier.weight)
+            init.zeros_(self.classifier.bias)
         else:
             super()._init_weights(module)
 

@@ -3,6 +3,7 @@
 vitrail train --dataset digits --recipe digits --num_train_epochs 20
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -19,6 +20,9 @@ from vitrail.modeling.configuration_vit import VARIANTS
 
 _RECIPES = resources.files("vitrail.training.recipes")
 RECIPE_NAMES = sorted(path.name.removesuffix(".yaml") for path in _RECIPES.iterdir() if path.name.endswith(".yaml"))
+
+
+METRICS = ("accuracy", "f1_macro", "loss")
 
 
 @dataclass
@@ -69,10 +73,20 @@ class DataArguments:
     scaling: float = field(default=0.0, metadata={"help": "Scale by up to this share, up and down."})
     translation: float = field(default=0.0, metadata={"help": "Shift by up to this share of the side."})
 
+    def __post_init__(self):
+        _require(0 < self.validation_fraction < 1, "validation_fraction must lie between 0 and 1")
+        _require(self.max_train_samples is None or self.max_train_samples >= 1, "max_train_samples must be at least 1")
+        _require(self.max_eval_samples is None or self.max_eval_samples >= 1, "max_eval_samples must be at least 1")
+        _require(0 < self.crop_scale <= 1, "crop_scale must be more than 0 and at most 1")
+        _require(0 <= self.flip <= 1, "flip must lie between 0 and 1")
+        _require(self.rotation >= 0, "rotation must be at least 0")
+        _require(0 <= self.scaling < 1, "scaling must be at least 0 and less than 1")
+        _require(0 <= self.translation <= 1, "translation must lie between 0 and 1")
+
 
 @dataclass
 class ViTTrainingArguments(TrainingArguments):
-    """transformers' `TrainingArguments` with defaults that suit fine-tuning a ViT; every flag of theirs is accepted."""
+    """transformers' `TrainingArguments` with defaults that suit fine-tuning a ViT."""
 
     recipe: str | None = field(
         default=None,
@@ -93,10 +107,23 @@ class ViTTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Keep the best evaluated weights, not the last."}
     )
     metric_for_best_model: str | None = field(default="accuracy", metadata={"help": "What best means."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave False: images are decoded lazily."})
     logging_steps: float = field(default=0.05, metadata={"help": "Log every so many steps, or this share of all."})
 
     def __post_init__(self):
+        _require(self.per_device_train_batch_size >= 1, "per_device_train_batch_size must be at least 1")
+        _require(self.per_device_eval_batch_size >= 1, "per_device_eval_batch_size must be at least 1")
+        _require(math.isfinite(self.learning_rate) and self.learning_rate >= 0, "learning_rate must be a number >= 0")
+        _require(self.seed >= 0, "seed must be at least 0")
+        _require(self.dataloader_num_workers >= 0, "dataloader_num_workers must be at least 0")
+        metric = (self.metric_for_best_model or "loss").removeprefix("eval_")
+        _require(metric in METRICS, f"metric_for_best_model must be one of {', '.join(METRICS)}")
+        _require(not self.prediction_loss_only, "prediction_loss_only would leave no accuracy to report")
+        _require(
+            not self.batch_eval_metrics, "batch_eval_metrics is not supported; evaluation takes all logits at once"
+        )
+        if "no" in (self.eval_strategy, self.save_strategy):
+            self.load_best_model_at_end = False  # there is nothing to choose from
+        self.remove_unused_columns = False  # rows become tensors lazily, after the Trainer would look for its columns
         super().__post_init__()
         self.dataloader_pin_memory &= torch.accelerator.is_available()
 
@@ -125,11 +152,16 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         *parsed, unknown = parser.parse_args_into_dataclasses(
             list(argv), return_remaining_strings=True, look_for_args_file=False
         )
-    except ValueError as error:
+    except (ValueError, ImportError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
     if unknown:
         parser.error(f"there is no flag {unknown[0]}")
     return cast("tuple[ModelArguments, DataArguments, ViTTrainingArguments]", tuple(parsed))
+
+
+def _require(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise InputError(f"{sentence}.")
 
 
 class _Parser(HfArgumentParser):

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvF
+from transformers.image_utils import pil_torch_interpolation_mapping
 
-from vitrail.modeling import ViTImageProcessor, read_image
+from vitrail.modeling import InputError, ViTImageProcessor, read_image
 from vitrail.training.arguments import DataArguments
 
 
@@ -27,11 +29,14 @@ class _DecodeRows:
         self.pixels = pixels
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
-        images = [
-            read_image(image["bytes"] or image["path"], name=image["path"] or f"of row {row} of the data set")
-            for image, row in zip(rows["image"], rows["row"])
-        ]
+        images = [_read(image, row) for image, row in zip(rows["image"], rows["row"])]
         return {"pixel_values": self.pixels(images), "labels": torch.tensor(rows["label"])}
+
+
+def _read(image: dict | None, row: int) -> Image.Image:
+    if image is None:
+        raise InputError(f"Row {row} of the data set has no image; remove such rows.")
+    return read_image(image["bytes"] or image["path"], name=image["path"] or f"of row {row} of the data set")
 
 
 class EvaluationTransform(_DecodeRows):
@@ -49,21 +54,36 @@ class TrainingTransform(_DecodeRows):
 
     def __init__(self, processor: ViTImageProcessor, arguments: DataArguments):
         super().__init__(self._vary)
-        size = (processor.size["height"], processor.size["width"])
-        crop = v2.RandomResizedCrop(size, scale=(arguments.crop_scale, 1.0))
-        self.each = v2.Compose(
-            [crop if arguments.crop_scale < 1 else v2.Resize(size), v2.RandomHorizontalFlip(arguments.flip)]
-        )
-        self.all = v2.Compose(
-            [
-                v2.ToDtype(torch.float32, scale=True),
-                BatchedRandomAffine(arguments.rotation, arguments.scaling, arguments.translation),
-                v2.Normalize(processor.image_mean, processor.image_std),
-            ]
-        )
+        self.processor = processor
+        size = processor.crop_size if processor.do_center_crop else processor.size
+        self.crop = None
+        if arguments.crop_scale < 1:
+            interpolation = pil_torch_interpolation_mapping[processor.resample]
+            self.crop = v2.RandomResizedCrop(
+                (size["height"], size["width"]), scale=(arguments.crop_scale, 1.0), interpolation=interpolation
+            )
+        self.flip = v2.RandomHorizontalFlip(arguments.flip)
+        self.affine = BatchedRandomAffine(arguments.rotation, arguments.scaling, arguments.translation)
 
     def _vary(self, images: list) -> torch.Tensor:
-        return self.all(torch.stack([self.each(tvF.pil_to_tensor(image)) for image in images]))
+        batch = torch.stack([self.flip(self._frame(tvF.pil_to_tensor(image))) for image in images])
+        processor = self.processor
+        return processor.rescale_and_normalize(
+            self.affine(batch.float()),
+            processor.do_rescale,
+            processor.rescale_factor,
+            processor.do_normalize,
+            processor.image_mean,
+            processor.image_std,
+        )
+
+    def _frame(self, image: torch.Tensor) -> torch.Tensor:
+        """What of the image is seen: a random crop, or what the processor takes."""
+        if self.crop is not None:
+            return self.crop(image)
+        if self.processor.do_resize:
+            image = self.processor.resize(image, self.processor.size, self.processor.resample)
+        return self.processor.center_crop(image, self.processor.crop_size) if self.processor.do_center_crop else image
 
 
 class BatchedRandomAffine(torch.nn.Module):

@@ -101,7 +101,7 @@ def model_card(
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type=provenance.dataset_id or "image-folder",
+                dataset_type=provenance.dataset_id or "local",
                 dataset_name=provenance.dataset,
                 dataset_split=_SPLITS[prefix],
                 metric_type="accuracy",
@@ -147,7 +147,7 @@ def _results(splits: list[str], provenance: Provenance, metrics: dict[str, float
 
 
 def _training(arguments: ViTTrainingArguments, provenance: Provenance, metrics: dict[str, float]) -> str:
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    hardware = torch.cuda.get_device_name() if arguments.device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     rows = {
         "images": f"{provenance.images['train']:,}",
         "epochs": f"{metrics['epoch']:g}",

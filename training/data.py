@@ -45,21 +45,27 @@ def load_splits(
     splits = _read(dataset, config, revision)
     features = next(iter(splits.values())).features
     image_column = _choose(image_column, _image_candidates(features), "image", features, dataset)
-    label_column = _choose(label_column, _label_candidates(features, image_column), "label", features, dataset)
+    label_column = _choose(label_column, _label_candidates(features), "label", features, dataset)
     if not isinstance(features[image_column], Image):
-        raise InputError(f"Column {image_column!r} of {dataset} does not hold images; pass --image_column.")
+        raise InputError(f"Column {image_column!r} of {dataset} does not hold images.")
+    if not isinstance(features[label_column], (ClassLabel, Value)):
+        raise InputError(f"Column {label_column!r} of {dataset} does not hold one class per image.")
 
-    labels: dict[Any, list] = {split: rows[label_column][:] for split, rows in splits.items()}
-    labels: dict[Any, list] = {
-        split: values for split, values in labels.items() if not all(value in (None, -1) for value in values)
-    }
-    label, index = _classes(features[label_column], labels.values())
+    labels = {split: _class_names(rows, label_column) for split, rows in splits.items()}
+    labels = {split: values for split, values in labels.items() if any(value is not None for value in values)}
+    if not labels:
+        raise InputError(f"No row of {dataset} has a label in column {label_column!r}.")
     for split, values in labels.items():
-        if unlabelled := [row for row, value in enumerate(values) if value not in index]:
-            raise InputError(f"Row {unlabelled[0]} of split {split!r} of {dataset} has no label; remove such rows.")
+        if None in values:
+            raise InputError(
+                f"Row {values.index(None)} of split {str(split)!r} of {dataset} has no label; remove such rows."
+            )
+    names = _ordered_names([splits[split].features[label_column] for split in labels], labels.values())
+    index = {name: position for position, name in enumerate(names)}
+    label = ClassLabel(names=[str(name) for name in names])
     return DatasetDict(
         {
-            _split_name(split): splits[split]
+            split_name(str(split)): splits[split]
             .select_columns(image_column)
             .rename_columns({image_column: "image"})
             .cast_column("image", Image(decode=False))
@@ -68,6 +74,11 @@ def load_splits(
             for split, values in labels.items()
         }
     )
+
+
+def split_name(split: str) -> str:
+    """The name under which `load_splits` returns a split: `valid`, `val` and `dev` are `validation`."""
+    return "validation" if split in _VALIDATION_NAMES else split
 
 
 def with_validation(splits: DatasetDict, fraction: float, seed: int) -> tuple[DatasetDict, str | None]:
@@ -98,7 +109,10 @@ def with_validation(splits: DatasetDict, fraction: float, seed: int) -> tuple[Da
     try:
         parts = splits["train"].train_test_split(fraction, stratify_by_column="label", seed=seed)
     except ValueError as error:
-        raise InputError(f"validation_fraction {fraction} does not divide {sum(counts)} images: {error}") from error
+        raise InputError(
+            f"{sum(counts)} training images are too few to set {fraction:.0%} of them aside with every class among "
+            "them; raise --validation_fraction, or give the data set a validation split."
+        ) from error
     said = (
         f"There is no validation split: {len(parts['test']):,} of {sum(counts):,} training images are set aside for it "
         f"(stratified, seed {seed})."
@@ -120,7 +134,7 @@ def _read(dataset: str, config: str | None, revision: str | None) -> DatasetDict
         elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             loaded = load_from_disk(path)
         else:
-            loaded = load_dataset(dataset, config, revision=revision)
+            loaded = load_dataset(str(path.resolve()) if path.exists() else dataset, config, revision=revision)
     except (OSError, ValueError, DatasetGenerationError) as error:
         reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
         raise InputError(f"Cannot read the data set {dataset}: {reason}.") from error
@@ -150,6 +164,8 @@ def _choose(wanted: str | None, candidates: list[str], kind: str, features: Feat
     columns = ", ".join(features)
     if wanted is not None:
         raise InputError(f"{dataset} has no column {wanted!r}; its columns are {columns}.")
+    if kind == "label" and list(features) == ["image"] and Path(dataset).is_dir():
+        raise InputError(f"The images of {dataset} have no classes; give each of two or more classes a sub-folder.")
     problem = f"more than one {kind} column" if candidates else f"no {kind} column"
     raise InputError(f"{dataset} has {problem}; its columns are {columns}: choose one with --{kind}_column.")
 
@@ -158,7 +174,7 @@ def _image_candidates(features: Features) -> list[str]:
     return [name for name, feature in features.items() if isinstance(feature, Image)]
 
 
-def _label_candidates(features: Features, image_column: str) -> list[str]:
+def _label_candidates(features: Features) -> list[str]:
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     named = [name for name in ("label", "labels") if name in features]
     plain = [
@@ -169,13 +185,18 @@ def _label_candidates(features: Features, image_column: str) -> list[str]:
     return next((found for found in (classes, named, plain) if found), [])
 
 
-def _classes(feature: Any, splits: Iterable[list]) -> tuple[ClassLabel, dict[Any, int]]:
-    """The classes, and where each value of the label column stands among them."""
+def _class_names(rows: Dataset, column: str) -> list:
+    """The class of every row, by name where the column has names; None where there is none."""
+    if column not in rows.features:
+        return [None] * len(rows)
+    feature, values = rows.features[column], rows[column][:]
     if isinstance(feature, ClassLabel):
-        return feature, {index: index for index in range(len(feature.names))}
-    values = sorted({value for values in splits for value in values if value is not None})
-    return ClassLabel(names=[str(value) for value in values]), {value: index for index, value in enumerate(values)}
+        return [None if value in (None, -1) else feature.names[value] for value in values]
+    return values
 
 
-def _split_name(split: str) -> str:
-    return "validation" if split in _VALIDATION_NAMES else split
+def _ordered_names(features: list, splits: Iterable[list]) -> list:
+    """All classes: in the order that the splits declare them, or sorted."""
+    if isinstance(features[0], ClassLabel):
+        return list(dict.fromkeys(name for feature in features for name in feature.names))
+    return sorted({value for values in splits for value in values})

@@ -3,19 +3,21 @@
 vitrail evaluate --model runs/digits --dataset digits
 """
 
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import torch
 from datasets import Dataset, Value
 from transformers import Trainer, TrainingArguments
 
 from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor
 from vitrail.training.augmentation import EvaluationTransform
-from vitrail.training.data import load_splits
+from vitrail.training.data import load_splits, split_name
 from vitrail.training.metrics import compute_metrics
 
 
 def evaluate(
-    model: str, dataset: str, split: str | None = None, batch_size: int = 64, **columns: str | None
+    model: str, dataset: str, split: str | None = None, batch_size: int = 64, **source: str | None
 ) -> dict[str, float]:
     """Accuracy, macro-F1 and loss of a model on one split of a data set.
 
@@ -24,21 +26,27 @@ def evaluate(
         dataset: anything that `load_splits` reads.
         split: by default `test`, else `validation`.
         batch_size: images at a time.
-        columns: `image_column` and `label_column`, as `load_splits` takes them.
+        source: `config`, `revision`, `image_column` and `label_column`, as `load_splits` takes them.
 
     Raises:
         InputError: the model, data set or split cannot be used, or has classes that the model does not know.
     """
-    splits = load_splits(dataset, **columns)
-    split = split or ("test" if "test" in splits else "validation")
+    splits = load_splits(dataset, **source)
+    split = split_name(split or ("test" if "test" in splits else "validation"))
     if split not in splits:
         raise InputError(f"{dataset} has no split {split!r}; its splits are {', '.join(map(str, splits))}.")
     network = ViTForImageClassification.from_pretrained(model)
     processor = ViTImageProcessor.from_pretrained(model)
     rows = _with_labels_of(network, splits[split], dataset).with_transform(EvaluationTransform(processor))
-    arguments = TrainingArguments(per_device_eval_batch_size=batch_size, report_to="none", remove_unused_columns=False)
-    trainer = Trainer(network, arguments, eval_dataset=cast(Any, rows), compute_metrics=compute_metrics)
-    metrics = trainer.evaluate()
+    with TemporaryDirectory() as folder:  # a Trainer wants one, though nothing is left in it
+        arguments = TrainingArguments(
+            folder,
+            per_device_eval_batch_size=batch_size,
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.accelerator.is_available(),
+        )
+        trainer = Trainer(network, arguments, eval_dataset=cast(Any, rows), compute_metrics=compute_metrics)
+        metrics = trainer.evaluate()
     return metrics | {"eval_split": split, "eval_samples": len(rows)}
 
 

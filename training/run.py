@@ -7,11 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
 from transformers import set_seed
+from transformers.image_utils import SizeDict
 from transformers.trainer_utils import get_last_checkpoint
 
 from vitrail.inspection import attention_rollout, predictions_figure
@@ -55,6 +58,8 @@ def train(argv: Sequence[str]) -> TrainingResult:
         InputError: a flag, the data set, an image or the base model cannot be used.
     """
     model_arguments, data_arguments, arguments = parse_arguments(argv)
+    output_dir = _writable(Path(str(arguments.output_dir)))
+    checkpoint = _checkpoint(arguments)
     set_seed(arguments.seed)
     splits = load_splits(
         data_arguments.dataset,
@@ -73,16 +78,19 @@ def train(argv: Sequence[str]) -> TrainingResult:
     evaluation = EvaluationTransform(processor)
     transforms = dict.fromkeys(splits, evaluation) | {"train": TrainingTransform(processor, data_arguments)}
     transformed: dict[Any, Any] = {split: rows.with_transform(transforms[split]) for split, rows in splits.items()}
-    trainer = ViTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=transformed["train"],
-        eval_dataset=transformed["validation"],
-        processing_class=processor,
-        compute_metrics=compute_metrics,
-        provenance=_provenance(model_arguments, data_arguments, images),
-    )
-    trained = trainer.train(resume_from_checkpoint=_checkpoint(arguments))
+    try:
+        trainer = ViTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=transformed["train"],
+            eval_dataset=transformed["validation"],
+            processing_class=processor,
+            compute_metrics=compute_metrics,
+            provenance=_provenance(model_arguments, data_arguments, images),
+        )
+    except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to, --push_to_hub and the like
+        raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
+    trained = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trained.metrics | trainer.evaluate()
     if "test" in transformed:
         metrics |= trainer.evaluate(transformed["test"], metric_key_prefix="test")
@@ -91,12 +99,20 @@ def train(argv: Sequence[str]) -> TrainingResult:
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
-    output_dir = Path(str(arguments.output_dir))
     samples = _save_samples(model, processor, splits["validation"], output_dir)
     trainer.create_model_card()
     if arguments.push_to_hub:
         trainer.push_to_hub()
     return TrainingResult(output_dir, metrics, images, samples)
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"Cannot write to --output_dir {folder}: {error.strerror}.") from error
+    return folder
 
 
 def _subsample(splits: DatasetDict, arguments: DataArguments, seed: int) -> DatasetDict:
@@ -112,7 +128,10 @@ def _subsample(splits: DatasetDict, arguments: DataArguments, seed: int) -> Data
 def _build(arguments: ModelArguments, labels: list[str]) -> tuple[ViTForImageClassification, ViTImageProcessor]:
     if arguments.model is None:
         raise InputError(f"Say what to train with --model: a Hub id, a folder, or a variant of {', '.join(VARIANTS)}.")
-    fields = _overrides(arguments) | {
+    fields = _overrides(arguments)
+    if fields.get("num_channels", 3) != 3:
+        raise InputError("vitrail train reads images in colour: num_channels must be 3.")
+    fields |= {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
     }
@@ -123,9 +142,14 @@ def _build(arguments: ModelArguments, labels: list[str]) -> tuple[ViTForImageCla
     else:
         model = ViTForImageClassification.from_pretrained(arguments.model, **fields)
         processor = ViTImageProcessor.from_pretrained(arguments.model)
+        if sorted(ViTConfig.from_pretrained(arguments.model).labels) != sorted(labels):
+            torch.nn.init.zeros_(model.classifier.weight)  # as many classes, but others: Section 3.2
+            torch.nn.init.zeros_(model.classifier.bias)
     height, width = model.config.image_shape
-    settings: dict[str, Any] = {**processor.to_dict(), "size": {"height": height, "width": width}}
-    return model, ViTImageProcessor(**settings)
+    size = processor.crop_size if processor.do_center_crop else processor.size
+    if (size["height"], size["width"]) != (height, width):  # then the whole image is squashed to the model's size
+        processor.size, processor.do_center_crop = SizeDict(height=height, width=width), False
+    return model, processor
 
 
 def _overrides(arguments: ModelArguments) -> dict:
@@ -133,6 +157,8 @@ def _overrides(arguments: ModelArguments) -> dict:
         fields = json.loads(arguments.config_overrides or "{}")
     except json.JSONDecodeError as error:
         raise InputError(f"config_overrides is not JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"config_overrides must be a JSON object like '{{\"num_hidden_layers\": 6}}', not {fields}.")
     unknown = fields.keys() - ViTConfig().to_dict().keys()
     if unknown:
         raise InputError(f"config_overrides sets {sorted(unknown)[0]!r}, which is no field of ViTConfig.")
@@ -161,7 +187,7 @@ def _checkpoint(arguments: ViTTrainingArguments) -> str | None:
         if found is None:
             raise InputError(f"There is no checkpoint in {arguments.output_dir} to resume from.")
         return found
-    if resume is not None and not Path(resume).is_dir():
+    if resume is not None and not (Path(resume) / "trainer_state.json").is_file():
         raise InputError(f"There is no checkpoint {resume} to resume from; `last` takes the newest one.")
     return resume
 
@@ -178,8 +204,8 @@ def _save_samples(
     out = attention_rollout(model, processor(images, return_tensors="pt").pixel_values.to(model.device))
     assert out.logits is not None  # a classifier has them
     best = out.logits.float().softmax(-1).max(-1)
-    predictions = [f"{names[i]} ({p:.0%})" for i, p in zip(best.indices.tolist(), best.values.tolist())]
-    figure = predictions_figure(images, out.heatmap, predictions, truths)
+    predictions = [names[index] for index in best.indices.tolist()]
+    figure = predictions_figure(images, out.heatmap, predictions, best.values.tolist(), truths)
     figure.savefig(output_dir / "samples_with_rollout.png", dpi=120)
     return [_save_sample(image, output_dir / "samples" / f"{i}.png") for i, image in enumerate(images)]
 

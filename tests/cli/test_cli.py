@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,21 @@ def test_output_of_another_kind_is_refused_before_any_work(model, images, tmp_pa
     done = vitrail("predict", "--model", model, *images, "--output", tmp_path / "predictions.xlsx")
     assert "must end in .csv or .parquet" in one_sentence(done.returncode, done.stderr)
     assert not done.stdout
+
+
+def test_a_table_that_cannot_be_written_is_named_before_any_work(model, images, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = vitrail("predict", "--model", model, *images, "--output", tmp_path / "file" / "predictions.csv")
+    assert "Cannot write to --output" in one_sentence(done.returncode, done.stderr)
+    assert not done.stdout
+
+
+def test_a_port_that_is_taken_is_one_sentence(model, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code = main(["demo", "--model", str(model), "--port", str(taken.getsockname()[1])])
+    assert "The app cannot start: Cannot find empty port" in one_sentence(code, capsys.readouterr().err)
 
 
 def test_the_installed_command_runs():

@@ -15,9 +15,6 @@ from vitrail.inspection import attention_rollout, overlay
 from vitrail.modeling import InputError, ViTImageProcessor, read_image
 
 
-# gradio, its server and its client warn of one another.
-pytestmark = pytest.mark.filterwarnings("default")
-
 LABELS = ["ant", "bee", "cat", "dog", "elk"]
 
 

@@ -30,11 +30,12 @@ def test_alpha_zero_leaves_the_image_alone():
     ("heatmap", "alpha"),
     [
         (torch.rand(2, 3, 3), 0.5),
+        (torch.zeros(0, 3), 0.5),
         (torch.tensor([[0.1, float("nan")]]), 0.5),
         (torch.tensor([[0.1, -1.0]]), 0.5),
         (torch.rand(3, 3), 1.5),
     ],
-    ids=["batch", "nan", "negative", "alpha"],
+    ids=["batch", "empty", "nan", "negative", "alpha"],
 )
 def test_bad_maps_are_refused(heatmap, alpha):
     with pytest.raises(InputError):
@@ -43,6 +44,8 @@ def test_bad_maps_are_refused(heatmap, alpha):
 
 def test_predictions_figure_marks_mistakes():
     images = [Image.new("RGB", (8, 8))] * 2
-    figure = predictions_figure(images, torch.rand(2, 2, 2), ["cat (98%)", "dog (51%)"], ["cat", "cat"])
+    figure = predictions_figure(
+        images, torch.rand(2, 2, 2), ["cat (tabby)", "dog"], [0.98, 0.51], ["cat (tabby)", "cat"]
+    )
     titles = [axis.get_title() for axis in figure.axes]
-    assert titles == ["cat (98%)", "", "dog (51%)", "is cat"] or titles == ["cat (98%)", "dog (51%)", "", "is cat"]
+    assert titles == ["cat (tabby) (98%)", "dog (51%)", "", "is cat"]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from vitrail.inspection import attention_rollout
 from vitrail.modeling import InputError
@@ -93,3 +94,10 @@ def test_bfloat16_model_is_rolled_out_in_float32(tiny_model, pixels):
 def test_bad_arguments_are_named(tiny_model, pixels, arguments, message):
     with pytest.raises(InputError, match=message):
         attention_rollout(tiny_model, pixels, **arguments)
+
+
+def test_a_model_that_does_not_show_its_attention_is_named(tiny_model, pixels, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    stock = transformers.ViTForImageClassification.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match="ViTForImageClassification does not show its attention; load it with"):
+        attention_rollout(stock, pixels)

@@ -48,6 +48,14 @@ def test_round_trip_through_shards_and_bfloat16(tiny_model, tmp_path):
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+@pytest.mark.parametrize("dtype", [None, "auto"])
+def test_weights_keep_the_checkpoints_precision(tiny_model, tmp_path, dtype):
+    tiny_model.to(torch.bfloat16).save_pretrained(tmp_path)
+    options = {} if dtype is None else {"dtype": dtype}
+    assert ViTForImageClassification.from_pretrained(tmp_path, **options).dtype == torch.bfloat16
+    assert ViTForImageClassification.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
+
+
 def test_stock_checkpoints_load_whatever_their_names(randomised, tmp_path):
     """transformers 5 still writes a stock ViT under the names of transformers 4."""
     config = transformers.ViTConfig(

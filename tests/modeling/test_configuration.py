@@ -1,7 +1,10 @@
 """`ViTConfig`: the paper's variants, and what it refuses."""
 
+import json
+
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification
@@ -66,3 +69,23 @@ def test_another_kind_of_model_is_refused(tmp_path):
 def test_neither_folder_nor_model_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match=r"neither a folder with a config\.json nor a model on the Hub"):
         ViTConfig.from_pretrained(tmp_path / "nothing")
+
+
+def test_labels_are_ordered_by_index_whatever_the_order_of_the_file(tmp_path):
+    """Sorted as text, as many a file on the Hub has them, 10 and 11 come before 2."""
+    names = {str(index): f"class {index}" for index in range(12)}
+    shuffled = json.dumps({"model_type": "vit", "id2label": dict(sorted(names.items()))})
+    (tmp_path / "config.json").write_text(shuffled)
+    assert ViTConfig.from_pretrained(tmp_path).labels == [f"class {index}" for index in range(12)]
+
+
+def test_a_stock_config_that_does_not_say_means_stocks_epsilon(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    assert ViTConfig.from_pretrained(tmp_path).layer_norm_eps == transformers.ViTConfig().layer_norm_eps == 1e-12
+    assert ViTConfig().layer_norm_eps == 1e-6
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    with pytest.raises(InputError, match=r"config\.json is not valid JSON"):
+        ViTConfig.from_pretrained(tmp_path)

@@ -9,6 +9,7 @@ import transformers
 from PIL import Image
 
 from vitrail.modeling import InputError, ViTImageProcessor, ViTImageProcessorPil, read_image
+from vitrail.modeling.image_processing_vit import to_rgb
 
 
 SIZE = {"height": 32, "width": 48}
@@ -142,3 +143,21 @@ def test_missing_file_and_missing_processor_are_named(tmp_path):
         read_image(tmp_path / "nowhere.png")
     with pytest.raises(InputError, match=r"has no preprocessor_config\.json"):
         ViTImageProcessor.from_pretrained(tmp_path)
+
+
+def test_auto_image_processor_still_finds_other_models_processors(tmp_path):
+    """It looks classes up by their bare name, and Swin among others uses transformers' `ViTImageProcessor`."""
+    transformers.SwinConfig().save_pretrained(tmp_path)
+    transformers.ViTImageProcessor().save_pretrained(tmp_path)
+    found = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(found) is transformers.ViTImageProcessor
+
+
+def test_pixels_that_are_not_numbers_and_big_endian_ones(tmp_path):
+    levels = np.full((4, 4), 0.5, np.float32)
+    levels[1, 1] = np.nan
+    Image.fromarray(levels).save(tmp_path / "nan.tif")
+    with pytest.raises(InputError, match=r"nan\.tif: it has pixels that are not numbers"):
+        read_image(tmp_path / "nan.tif")
+    dark = Image.frombytes("I;16B", (4, 4), np.full((4, 4), 257, ">u2").tobytes())
+    assert np.all(np.asarray(to_rgb(dark)) == 1)

@@ -35,9 +35,22 @@ def test_every_recipe_parses(recipe, tmp_path):
         (["--dataset", "x", "--num_train_epochs", "many"], "invalid float value: 'many'"),
         (["--dataset", "x", "--recipe", "cake"], "no recipe 'cake'; the recipes are digits, "),
         (["--dataset", "x", "--bf16", "--fp16", "--use_cpu"], "At most one of fp16 and bf16"),
+        (["--dataset", "x", "--crop_scale", "0"], "crop_scale must be"),
+        (["--dataset", "x", "--flip", "3"], "flip must lie"),
+        (["--dataset", "x", "--max_train_samples", "0"], "max_train_samples must be"),
+        (["--dataset", "x", "--validation_fraction", "1"], "validation_fraction must lie"),
+        (["--dataset", "x", "--learning_rate", "nan"], "learning_rate must be"),
+        (["--dataset", "x", "--per_device_train_batch_size", "0"], "per_device_train_batch_size must be"),
+        (["--dataset", "x", "--metric_for_best_model", "f2"], "metric_for_best_model must be one of accuracy"),
+        (["--dataset", "x", "--prediction_loss_only", "true"], "prediction_loss_only would leave no accuracy"),
     ],
 )
 def test_bad_flags_are_one_sentence(flags, message):
     with pytest.raises(InputError, match=message) as caught:
         parse_arguments(flags)
     assert "\n" not in str(caught.value)
+
+
+def test_without_evaluations_or_checkpoints_there_is_no_best():
+    for flag in ("--eval_strategy", "--save_strategy"):
+        assert not parse_arguments(["--dataset", "x", flag, "no"])[2].load_best_model_at_end

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
-from vitrail.modeling import ViTImageProcessor
+from vitrail.modeling import InputError, ViTImageProcessor
 from vitrail.training.arguments import DataArguments
 from vitrail.training.augmentation import BatchedRandomAffine, EvaluationTransform, TrainingTransform
 
@@ -31,12 +31,33 @@ def no_variation(**changes):
     return DataArguments(dataset="x", **(plain | changes))
 
 
-def test_without_variation_training_sees_what_evaluation_sees(rows):
-    processor = ViTImageProcessor(size={"height": 16, "width": 24})
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127.5},
+        {"resample": 3},
+        {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.9, 0.8, 0.7]},
+        {"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": {"height": 16, "width": 24}},
+    ],
+    ids=str,
+)
+def test_without_variation_training_sees_what_evaluation_sees(rows, settings):
+    processor = ViTImageProcessor(**({"size": {"height": 16, "width": 24}} | settings))
     training, evaluation = TrainingTransform(processor, no_variation())(rows), EvaluationTransform(processor)(rows)
     assert training["pixel_values"].shape == (4, 3, 16, 24)
-    torch.testing.assert_close(training["pixel_values"], evaluation["pixel_values"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        training["pixel_values"], evaluation["pixel_values"], atol=1e-6, rtol=0, check_dtype=False
+    )
     assert training["labels"].tolist() == evaluation["labels"].tolist() == [2, 0, 1, 1]
+
+
+def test_a_row_without_an_image_is_named(rows):
+    rows["image"][2] = None
+    with pytest.raises(InputError, match="Row 2 of the data set has no image"):
+        EvaluationTransform(ViTImageProcessor())(rows)
 
 
 def test_certain_flip_mirrors_every_image(rows):

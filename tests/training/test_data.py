@@ -139,7 +139,7 @@ def test_what_is_no_data_set_is_one_sentence(tmp_path, make, message):
 def test_folder_without_classes_has_no_label_column(tmp_path):
     for index in range(3):
         PILImage.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
-    with pytest.raises(InputError, match="has no label column"):
+    with pytest.raises(InputError, match="have no classes; give each of two or more classes a sub-folder"):
         load_splits(str(tmp_path))
 
 
@@ -147,3 +147,25 @@ def test_real_data_set(assets):
     splits = load_splits(str(assets / "fashion-mnist"))
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 60_000, "test": 10_000}
     assert splits["train"].features["label"].names[9] == "Ankle boot"
+
+
+def test_splits_that_count_their_classes_differently_are_matched_by_name(tmp_path):
+    train = table([0, 1] * 3, datasets.ClassLabel(names=["no", "yes"]))
+    test = table([0, 0, 0, 1, 1, 1], datasets.ClassLabel(names=["yes", "no"]))
+    datasets.DatasetDict({"train": train, "test": test}).save_to_disk(tmp_path)
+    splits = load_splits(str(tmp_path))
+    assert names_and_labels(splits) == (["no", "yes"], [0, 1] * 3)
+    assert names_and_labels(splits, "test") == (["no", "yes"], [1, 1, 1, 0, 0, 0])
+
+
+def test_columns_that_cannot_be_labels_are_named(tmp_path):
+    rows = table(["a", "b"] * 3, datasets.Value("string"))
+    rows.to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match=r"Column 'picture' of .* does not hold one class per image"):
+        load_splits(str(tmp_path / "rows.parquet"), label_column="picture")
+    table([None] * 6, datasets.Value("string")).to_parquet(tmp_path / "blank.parquet")
+    with pytest.raises(InputError, match=r"No row of .* has a label in column 'kind'"):
+        load_splits(str(tmp_path / "blank.parquet"))
+    bare = datasets.DatasetDict({"train": rows, "test": rows.remove_columns("kind")})
+    bare.save_to_disk(tmp_path / "bare")
+    assert list(load_splits(str(tmp_path / "bare"))) == ["train"]

@@ -17,9 +17,6 @@ from vitrail.training import train
 from vitrail.training.evaluation import evaluate
 
 
-pytestmark = pytest.mark.filterwarnings("default")  # the Trainer's own deprecations are not ours to fail on
-
-
 @pytest.fixture(scope="module")
 def run(image_folder, tiny_flags, tmp_path_factory):
     """A finished run on the folder of bright and dark images, with a checkpoint of every epoch."""
@@ -44,7 +41,8 @@ def test_the_folder_is_complete_and_true(run, image_folder):
     assert results["eval_accuracy"] == 1.0  # bright and dark: anybody can tell
     assert results["train_samples_per_second"] > 0
     assert results == pytest.approx(result.metrics)
-    assert Image.open(result.output_dir / "samples_with_rollout.png").width > 500
+    with Image.open(result.output_dir / "samples_with_rollout.png") as picture:
+        assert picture.width > 500
     again = evaluate(str(result.output_dir), str(image_folder), "train")
     assert again["eval_accuracy"] == 1.0
     assert again["eval_samples"] == 48
@@ -97,6 +95,31 @@ def test_fine_tuning_starts_from_the_checkpoint(run, image_folder, tmp_path):
     assert card.data.base_model is None  # a local folder is no id on the Hub
 
 
+def test_as_many_classes_with_other_names_get_a_new_head(run, image_folder, tmp_path):
+    result, _ = run
+    folder = tmp_path / "pets"
+    shutil.copytree(image_folder / "bright", folder / "cats")
+    shutil.copytree(image_folder / "dark", folder / "dogs")
+    flags = ["--model", str(result.output_dir), "--dataset", str(folder), "--output_dir", str(tmp_path / "run")]
+    train([*flags, "--max_steps", "1", "--learning_rate", "0", "--disable_tqdm", "true"])
+    tuned = weights(tmp_path / "run")
+    assert not tuned["classifier.weight"].any()
+    assert torch.equal(tuned["vit.layernorm.weight"], weights(result.output_dir)["vit.layernorm.weight"])
+
+
+def test_a_place_that_cannot_be_written_is_named_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"Cannot write to --output_dir .*file: File exists"):
+        train(["--dataset", "digits", "--output_dir", str(tmp_path / "file")])
+
+
+def test_evaluation_leaves_nothing_behind(run, image_folder, tmp_path, monkeypatch):
+    result, _ = run
+    monkeypatch.chdir(tmp_path)
+    evaluate(str(result.output_dir), str(image_folder), "train")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_stock_transformers_serves_the_folder(run):
     """In a fresh process that cannot import vitrail: Auto classes and pipeline, on a path and on a gray image."""
     result, _ = run
@@ -140,6 +163,8 @@ def test_truncated_image_is_named(image_folder, tiny_flags, tmp_path):
         (["--dataset", "digits", "--model", "B/17"], "no variant 'B/17'"),
         (["--dataset", "digits", "--config_overrides", "{"], "config_overrides is not JSON"),
         (["--dataset", "digits", "--config_overrides", '{"depth": 3}'], "sets 'depth', which is no field of ViTConfig"),
+        (["--dataset", "digits", "--config_overrides", "[1]"], "config_overrides must be a JSON object"),
+        (["--dataset", "digits", "--report_to", "nobody"], "The Trainer cannot start: nobody is not supported"),
         (["--dataset", "digits", "--recipe", "scratch-small"], "Say what to train with --model"),
         (["--dataset", "digits", "--resume_from_checkpoint", "nowhere"], "There is no checkpoint nowhere"),
         (["--dataset", "digits", "--resume_from_checkpoint", "last"], "There is no checkpoint in"),

@@ -1,1 +1,1 @@
-"""Settings that were measured: each file is headed by its command, its cost and its result."""
+"""Settings for `vitrail train`; each file is headed by a command, what it cost and what it reached."""
