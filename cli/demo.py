@@ -10,11 +10,15 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     """Adds the verb and its flags."""
     parser = verbs.add_parser("demo", help="open an app that predicts and shows where the model looked")
     parser.add_argument("--model", required=True, help="a Hub id or folder")
-    parser.add_argument(
-        "--port", type=int, choices=range(1, 65536), metavar="PORT", help="default: the first free one from 7860"
-    )
+    parser.add_argument("--port", type=_port, help="default: the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's tunnel")
     parser.set_defaults(run=run, takes_more=False)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port; ports are 1 to 65535")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -155,6 +155,13 @@ def test_a_table_that_cannot_be_written_is_named_before_any_work(model, images, 
     assert not done.stdout
 
 
+def test_a_port_that_cannot_be_is_one_sentence(capsys):
+    for port in ("99999", "0", "http"):
+        with pytest.raises(SystemExit) as end:
+            main(["demo", "--model", "x", "--port", port])
+        assert f"{port} is no port; ports are 1 to 65535" in one_sentence(end.value.code, capsys.readouterr().err)
+
+
 def test_a_port_that_is_taken_is_one_sentence(model, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
