@@ -1,8 +1,8 @@
 """Attention rollout (Abnar & Zuidema, 2020; the paper's Appendix D.8), exact and in little memory.
 
-Rollout multiplies the layers' attention, Â_L ... Â_1 with Â = (A + I) normalised by row. Only the class token's row of
-that product is wanted, so it is computed from the left, one row times one layer at a time, and each Â is made from the
-layer's query and key in blocks of rows and thrown away: no (heads, N, N) tensor is kept.
+Rollout multiplies the layers' attention, Â_L ... Â_1 with Â = (A + I) normalised by row. Of that product only the rows
+that the head reads are wanted, so their mean is computed from the left, one row times one layer at a time, and each Â
+is made from the layer's query and key in blocks of rows and thrown away: no (heads, N, N) tensor is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from vitrail.modeling import InputError
+from vitrail.modeling import InputError, ViTConfig
 
 
 HeadFusion = Literal["mean", "max", "min"]
@@ -28,8 +28,9 @@ class RolloutOutput:
 
     Attributes:
         logits: (B, num_labels), exactly the model's own; None for a model without a head.
-        heatmap: (B, H/P, W/P) float32 in [0, 1], the class token's row of the rollout at the patches. With the class
-            token's own share it sums to 1; it is not stretched to any range.
+        heatmap: (B, H/P, W/P) float32 in [0, 1], the rollout's row of the class token, or the mean of the rows that the
+            head reads, at the patches. With the share of the tokens before the patches it sums to 1; it is not
+            stretched to any range.
     """
 
     logits: torch.Tensor | None
@@ -55,7 +56,7 @@ def attention_rollout(
         start_layer: the first layer that takes part, counted from 0; earlier ones are left out of the product.
 
     Raises:
-        InputError: an argument is out of its range, or the model is not one of `vitrail.modeling`.
+        InputError: an argument is out of its range, the model is not one of `vitrail.modeling`, or pools by attention.
     """
     num_layers = model.config.num_hidden_layers
     if head_fusion not in ("mean", "max", "min"):
@@ -65,45 +66,70 @@ def attention_rollout(
     if not 0 <= start_layer < num_layers:
         raise InputError(f"start_layer is {start_layer}; the model has layers 0 to {num_layers - 1}.")
 
-    layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+    layers: list[_Layer] = []
 
-    def observe(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
-        layers.append((query.float() * scaling, key.float()))
+    def observe(query: torch.Tensor, key: torch.Tensor, scaling: float, bias: torch.Tensor | None) -> None:
+        layers.append((query.float() * scaling, key.float(), None if bias is None else bias.float()))
 
     outputs = model(pixel_values, attention_observer=observe)
 
     if len(layers) != num_layers:
         raise InputError(f"{type(model).__name__} does not show its attention; load it with vitrail.modeling.")
 
-    row: torch.Tensor | None = None
-    for query, key in reversed(layers[start_layer:]):
-        row = _row_times_layer(row, query, key, head_fusion, discard_ratio)
-    assert row is not None  # start_layer < num_layers
-    patches = row[:, 1:]  # without the class token
-    heatmap = patches.unflatten(1, model.config.grid_shape)  # (B, H/P, W/P)
+    row = _read_by_head(model.config, layers[0][0])
+    needed = model.config.num_prefix_tokens if model.config.pooling == "token" else row.shape[1]
+    for layer in reversed(layers[start_layer:]):
+        row = _row_times_layer(row, layer, head_fusion, discard_ratio, needed)
+        needed = row.shape[1]
+    height, width = model.config.patch_shape
+    grid_shape = pixel_values.shape[2] // height, pixel_values.shape[3] // width
+    heatmap = row[:, model.config.num_prefix_tokens :].unflatten(1, grid_shape)  # (B, H/P, W/P)
     return RolloutOutput(logits=outputs.get("logits"), heatmap=heatmap)
 
 
-def _row_times_layer(
-    row: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, head_fusion: HeadFusion, discard_ratio: float
-) -> torch.Tensor:
-    """row @ Â of one layer: (B, N) -> (B, N); None stands for the class token's unit row, which needs one row of Â."""
-    batch, heads, tokens, _ = query.shape
-    if row is None:
-        row = query.new_zeros(batch, tokens)
+# A layer's query times the scale and key, each (B, k, T, D/k); what is added to their product, (B, k, T, T) or None.
+_Layer = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+def _read_by_head(config: ViTConfig, query: torch.Tensor) -> torch.Tensor:
+    """The tokens that the head reads, (B, T) with sum 1."""
+    row = query.new_zeros(query.shape[0], query.shape[2])
+    if config.pooling == "attention":
+        raise InputError("Rollout reads the class token or the mean of the patches, but this model pools by attention.")
+    if config.use_distillation_head:
+        row[:, :2] = 0.5
+    elif config.pooling == "token":
         row[:, 0] = 1
-        needed = 1
     else:
-        needed = tokens
+        patches = row[:, config.num_prefix_tokens :]
+        patches.fill_(1 / patches.shape[1])
+    if config.pooling == "token_and_mean":
+        row[:, 0] = 1
+        row /= 2
+    return row
+
+
+def _row_times_layer(
+    row: torch.Tensor, layer: _Layer, head_fusion: HeadFusion, discard_ratio: float, needed: int
+) -> torch.Tensor:
+    """row @ Â of one layer, (B, T) -> (B, T); only the first `needed` entries of `row` are not zero."""
+    query, key, bias = layer
+    batch, heads, tokens, _ = query.shape
     result = torch.zeros_like(row)
     for image in range(batch):
         q, k = query[image], key[image].transpose(-1, -2)
+
+        def fused_attention(rows: slice, q=q, k=k, image=image) -> torch.Tensor:
+            logits = q[:, rows] @ k  # (k, rows, T)
+            return _fuse(logits if bias is None else logits + bias[image, :, rows], head_fusion)
+
         if discard_ratio:
-            blocks = [(slice(0, tokens), _discard_smallest(_fused_attention(q, k, head_fusion), discard_ratio))]
+            everything = slice(0, tokens)
+            blocks = [(everything, _discard_smallest(fused_attention(everything), discard_ratio))]
         else:
             size = max(1, _BLOCK_ELEMENTS // (heads * tokens))
             rows = (slice(start, min(start + size, needed)) for start in range(0, needed, size))
-            blocks = ((block, _fused_attention(q[:, block], k, head_fusion)) for block in rows)
+            blocks = ((block, fused_attention(block)) for block in rows)
         for block, fused in blocks:
             weights = row[image, block] / (fused.sum(-1) + 1)  # the rows of fused attention + I, normalised
             result[image] += weights @ fused
@@ -111,9 +137,9 @@ def _row_times_layer(
     return result
 
 
-def _fused_attention(query: torch.Tensor, key: torch.Tensor, head_fusion: HeadFusion) -> torch.Tensor:
-    """Rows of softmax(q k^T) with the heads fused: (heads, rows, D/k), (heads, D/k, N) -> (rows, N)."""
-    attention = torch.softmax(query @ key, dim=-1)
+def _fuse(logits: torch.Tensor, head_fusion: HeadFusion) -> torch.Tensor:
+    """Softmax, and the heads fused: (k, rows, T) -> (rows, T)."""
+    attention = torch.softmax(logits, dim=-1)
     if head_fusion == "mean":
         return attention.mean(0)
     return attention.amax(0) if head_fusion == "max" else attention.amin(0)

@@ -1,6 +1,6 @@
 """What a ViT is: configuration, model, image processor and other people's checkpoints."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from vitrail.modeling.configuration_vit import ViTConfig
 from vitrail.modeling.errors import InputError
@@ -11,17 +11,21 @@ from vitrail.modeling.image_processing_vit import (
     VitrailImageProcessorPil,
     read_image,
 )
-from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
+from vitrail.modeling.masked_patch_prediction import ViTForMaskedPatchPrediction, mean_color_classes
+from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTModel, ViTPreTrainedModel
 
 
 __all__ = [
     "InputError",
+    "ViTBackbone",
     "ViTConfig",
     "ViTForImageClassification",
+    "ViTForMaskedPatchPrediction",
     "ViTImageProcessor",
     "ViTImageProcessorPil",
     "ViTModel",
     "ViTPreTrainedModel",
+    "mean_color_classes",
     "read_image",
 ]
 
@@ -29,6 +33,7 @@ __all__ = [
 AutoConfig.register(ViTConfig.model_type, ViTConfig)
 AutoModel.register(ViTConfig, ViTModel, exist_ok=True)
 AutoModelForImageClassification.register(ViTConfig, ViTForImageClassification, exist_ok=True)
+AutoBackbone.register(ViTConfig, ViTBackbone, exist_ok=True)
 AutoImageProcessor.register(
     ViTConfig,
     image_processor_classes={"torchvision": VitrailImageProcessor, "pil": VitrailImageProcessorPil},

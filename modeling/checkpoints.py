@@ -1,79 +1,182 @@
-"""Other people's weights: from the names on their disk to ours, every tensor accounted for.
+"""Checkpoints in: whatever ViT a person has found -> the fields of `ViTConfig` and tensors by vitrail's names.
 
-A checkpoint is read into a state dict, renamed once by the tables below and compared with what the model expects.
-Nothing is registered with transformers, so what is saved afterwards has the model's own names.
+A folder or repository with transformers' or timm's config.json, or a `.npz` file of the paper's code, is read once,
+explicitly; nothing is registered with transformers, so what is saved afterwards has the model's own names. Every tensor
+is accounted for.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import pickle
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-
-from .errors import InputError
-
-
-# The arguments of `from_pretrained` that say where files come from.
-_HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-
-# Stock ViT as transformers 4 wrote it, and as transformers 5 still writes it; left to right.
-_TRANSFORMERS_VIT = (
-    (r"\bencoder\.layer\.", "layers."),
-    (r"\battention\.attention\.(query|key|value)\.", lambda match: f"attention.{match[1][0]}_proj."),
-    (r"\battention\.output\.dense\.", "attention.o_proj."),
-    (r"\bintermediate\.dense\.", "mlp.fc1."),
-    (r"(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
 )
 
-_BASE, _HEAD = "vit.", "classifier."
+from .errors import InputError
+from .npz_checkpoints import from_npz, read_npz
+from .timm_checkpoints import from_timm
+from .transformers_checkpoints import MODEL_TYPES, config_from_transformers, from_transformers
+
+
+# The arguments of `from_pretrained` that say where files come from, and those that Auto classes and pipelines add.
+_HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_AUTO_KWARGS = ("_from_auto", "_from_pipeline", "trust_remote_code", "code_revision", "adapter_kwargs")
+_WEIGHTS = ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME))
+
+_BASE = "vit."
+# The tensors of each objective's head: classification, and masked patch prediction.
+_OBJECTIVES = (("classifier.", "distillation_classifier.", "pre_logits."), ("color_classifier.", "mask_token"))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as it was found, in vitrail's terms.
+
+    Attributes:
+        config: the fields of `ViTConfig`.
+        state_dict: tensors by vitrail's names, the base model's under `vit.`.
+    """
+
+    config: dict[str, Any]
+    state_dict: dict[str, torch.Tensor]
 
 
 def split_hub_kwargs(kwargs: dict) -> tuple[dict, dict]:
     """Parts `from_pretrained`'s keyword arguments into those that say where files come from and the rest."""
     hub_kwargs = {name: value for name, value in kwargs.items() if name in _HUB_KWARGS}
-    return hub_kwargs, {name: value for name, value in kwargs.items() if name not in _HUB_KWARGS}
+    return hub_kwargs, {
+        name: value for name, value in kwargs.items() if name not in _HUB_KWARGS and name not in _AUTO_KWARGS
+    }
 
 
-def read_state_dict(source: str | Path, **hub_kwargs) -> dict[str, torch.Tensor]:
-    """The tensors of a folder or Hub repository, from one safetensors file or from the shards that its index names.
+def read_config(source: str | Path, **hub_kwargs) -> dict[str, Any]:
+    """The fields of `ViTConfig` for a checkpoint; of transformers' ones without a look at the weights.
 
     Raises:
-        InputError: there are no safetensors, or a file of them is damaged.
+        InputError: there is no such checkpoint, or it holds something else than a ViT.
     """
+    config = _config_json(source, **hub_kwargs)
+    if config is None or "architecture" in config:
+        return read_checkpoint(source, **hub_kwargs).config
+    return config_from_transformers(config)
 
-    def find(filename: str) -> str | None:
-        return cached_file(source, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
 
-    filenames = [SAFE_WEIGHTS_NAME]
-    if (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        filenames = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    state_dict = {}
-    for filename in filenames:
-        path = find(filename)
-        if path is None:
-            raise InputError(f"{source} has no {filename}; vitrail reads weights from safetensors files.")
+def read_checkpoint(source: str | Path, **hub_kwargs) -> Checkpoint:
+    """A checkpoint: a Hub id, a folder, a weights file with its config.json beside it, or a `.npz` file.
+
+    Raises:
+        InputError: there is no such checkpoint, it holds something else than a ViT, or a file of it is damaged.
+    """
+    config = _config_json(source, **hub_kwargs)
+    if config is None:
+        return Checkpoint(*from_npz(read_npz(source), source=str(source)))
+    tensors = _read_tensors(source, **hub_kwargs)
+    if "architecture" in config:
+        return Checkpoint(*from_timm(config, tensors, source=str(source)))
+    return Checkpoint(config_from_transformers(config), from_transformers(tensors, config["model_type"]))
+
+
+def is_npz(source: str | Path) -> bool:
+    """Whether a checkpoint is a file of the paper's code, by its name."""
+    return Path(source).suffix == ".npz"
+
+
+def _config_json(source: str | Path, **hub_kwargs) -> dict[str, Any] | None:
+    """The config.json of a ViT; None for a `.npz` file, which needs none."""
+    if is_npz(source):
+        return None
+    folder = Path(source).parent if Path(source).is_file() else source
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(folder, **hub_kwargs)
+    except OSError as error:
+        path = Path(folder, "config.json")
+        if path.is_file():
+            raise InputError(f"{path} is not valid JSON.") from error
+        config = {}  # transformers raises for most of what cannot be found, and returns this for the rest
+    if not config:
+        raise InputError(
+            f"{source} is neither a folder with a config.json, nor a .npz file, nor a model on the Hub that can be "
+            "reached."
+        )
+    if config.get("model_type") not in MODEL_TYPES and "architecture" not in config:
+        raise InputError(
+            f"{source} holds a model of type {config.get('model_type')!r}; vitrail loads models of type "
+            f"{', '.join(map(repr, MODEL_TYPES))}, and timm's ViTs."
+        )
+    return config
+
+
+def _read_tensors(source: str | Path, **hub_kwargs) -> dict[str, torch.Tensor]:
+    """The tensors of one file, or of the shards that an index names; safetensors before pickles."""
+    if Path(source).is_file():
+        return _read_file(Path(source))
+
+    def find(filename: str) -> Path | None:
+        found = cached_file(source, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+        return None if found is None else Path(found)
+
+    for index_name, name in _WEIGHTS:
+        if (index := find(index_name)) is not None:
+            try:
+                filenames = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise InputError(f"{index} is no index of weights; fetch or save it again.") from error
+        elif find(name) is not None:
+            filenames = [name]
+        else:
+            continue
+        tensors: dict[str, torch.Tensor] = {}
+        for filename in filenames:
+            if (path := find(filename)) is None:
+                raise InputError(f"{source} has no {filename}, which its index names.")
+            tensors |= _read_file(path)
+        return tensors
+    raise InputError(f"{source} has no {SAFE_WEIGHTS_NAME} and no {WEIGHTS_NAME}.")
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
         try:
-            state_dict |= load_file(path)
-        except SafetensorError as error:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is not a complete safetensors file ({error}); fetch or save it again.") from error
-    return state_dict
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than tensors, and unpickling that could run any code; ask for a safetensors file."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a complete file of PyTorch weights; fetch or save it again.") from error
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+        raise InputError(f"{path} is no table of tensors by name.")
+    return loaded
 
 
 def fit_to_model(
     state_dict: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], source: str
 ) -> tuple[dict[str, torch.Tensor], str | None]:
-    """Renames a checkpoint's tensors to a model's names and makes sure that they are exactly those that it needs.
+    """Makes sure that a checkpoint's tensors are exactly those that a model needs.
 
-    A pre-training head is left out, and a classification head for another number of classes gives way to zeros ("we
-    remove the whole pre-trained prediction head and attach a zero-initialized D x K feedforward layer", Section 3.2).
+    Heads of other objectives are left out. A classification head for another number of classes gives way to zeros: "we
+    remove the whole pre-trained prediction head and attach a zero-initialized D x K feedforward layer" (Section 3.2).
 
     Args:
-        state_dict: the checkpoint's tensors by name.
+        state_dict: the checkpoint's tensors by vitrail's names.
         expected: the model's tensors by name; only their shapes are read.
         source: what to call the checkpoint in messages.
 
@@ -83,37 +186,43 @@ def fit_to_model(
     Raises:
         InputError: a tensor is missing, unexpected or of another shape.
     """
-    has_head = any(name.startswith(_HEAD) for name in expected)
-    state_dict = {_current_name(name): tensor for name, tensor in state_dict.items()}
-    base = {name.removeprefix(_BASE): tensor for name, tensor in state_dict.items() if not name.startswith(_HEAD)}
-    base = {name: tensor for name, tensor in base.items() if not name.startswith("pooler.")}
-    fitted = {_BASE + name: tensor for name, tensor in base.items()} if has_head else base
-
+    has_base_prefix = any(name.startswith(_BASE) for name in expected)
+    needed = {name if has_base_prefix else _BASE + name: tuple(tensor.shape) for name, tensor in expected.items()}
     new_head = None
-    if has_head:
-        head = {name: tensor for name, tensor in state_dict.items() if name.startswith(_HEAD)}
-        classes = expected[_HEAD + "weight"].shape[0]
-        if not head:
-            new_head = f"the checkpoint has none, the model has {classes} classes"
-        elif head[_HEAD + "weight"].shape[0] != classes:
-            new_head = f"the checkpoint's has {head[_HEAD + 'weight'].shape[0]} classes, the model's {classes}"
-        if new_head:
-            head = {name: torch.zeros(expected[name].shape) for name in expected if name.startswith(_HEAD)}
-        fitted |= head
+    for objective in _OBJECTIVES:
+        wanted = {name for name in needed if name.startswith(objective)}
+        if not wanted:
+            state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(objective)}
+        elif new_head := _new_head(state_dict, needed, objective):
+            state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(objective)}
+            state_dict |= {name: _initial(name, needed[name]) for name in wanted}
 
-    _complain(source, "lacks", expected.keys() - fitted.keys())
-    _complain(source, "has unexpected", fitted.keys() - expected.keys())
-    for name in sorted(expected):
-        found, wanted = tuple(fitted[name].shape), tuple(expected[name].shape)
-        if found != wanted:
-            raise InputError(f"{source} has {name} with shape {found}, but the model needs {wanted}.")
-    return fitted, new_head
+    _complain(source, "lacks", needed.keys() - state_dict.keys())
+    _complain(source, "has unexpected", state_dict.keys() - needed.keys())
+    for name, shape in sorted(needed.items()):
+        if (found := tuple(state_dict[name].shape)) != shape:
+            raise InputError(f"{source} has {name} with shape {found}, but the model needs {shape}.")
+    if not has_base_prefix:
+        state_dict = {name.removeprefix(_BASE): tensor for name, tensor in state_dict.items()}
+    return state_dict, new_head
 
 
-def _current_name(name: str) -> str:
-    for pattern, replacement in _TRANSFORMERS_VIT:
-        name = re.sub(pattern, replacement, name)
-    return name
+def _new_head(
+    state_dict: dict[str, torch.Tensor], needed: dict[str, tuple[int, ...]], objective: tuple[str, ...]
+) -> str | None:
+    output = next(name for name in needed if name.startswith(objective) and name.endswith("classifier.weight"))
+    classes = needed[output][0]
+    if output not in state_dict:
+        return f"the checkpoint has none, the model has {classes} classes"
+    if len(state_dict[output]) != classes:
+        return f"the checkpoint's has {len(state_dict[output])} classes, the model's {classes}"
+    return None
+
+
+def _initial(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Zeros, except for a hidden layer of the head, which would never leave them."""
+    tensor = torch.zeros(shape)
+    return nn.init.xavier_uniform_(tensor) if name == "pre_logits.weight" else tensor
 
 
 def _complain(source: str, verb: str, names: set[str]) -> None:

@@ -1,8 +1,8 @@
 """The Vision Transformer, to be read beside Dosovitskiy et al. (2021), "An Image is Worth 16x16 Words", Section 3.1.
 
-Equations 1-4 stand in this order below: embeddings, attention, MLP, layer, model, head. Shapes are written with
-B images, C channels, P the patch side, N patches, D the width, k heads. Parameters have the names of transformers'
-stock ViT, so that the same file loads in both.
+Equations 1-4 stand in this order below: embeddings, attention, MLP, layer, model, heads. Shapes are written with
+B images, C channels, P the patch side, N patches, T tokens (N and those before them), D the width, k heads. Parameters
+have the names of transformers' stock ViT, so that the same file loads in both.
 """
 
 from __future__ import annotations
@@ -19,36 +19,48 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .checkpoints import fit_to_model, read_state_dict, split_hub_kwargs
+from .checkpoints import fit_to_model, read_checkpoint, split_hub_kwargs
 from .configuration_vit import ViTConfig
 from .errors import InputError
+from .geometry import pair
+from .position_embeddings import fit_positions, resize_learned_1d, resize_learned_2d, sincos_2d
+from .resnet import ResidualGroupNorm, ResNet
+from .transformers_checkpoints import from_transformers
 
 
 logger = logging.getLogger(__name__)
 
-# Called by every layer with its query and key, each (B, k, 1+N, D/k), and the scale of their product.
-AttentionObserver = Callable[[torch.Tensor, torch.Tensor, float], None]
+# Called by every layer with its query and key, each (B, k, T, D/k), the scale of their product, and what is added to
+# the scaled product: (B, k, T, T) for relative position embeddings, else None.
+AttentionObserver = Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor | None], None]
+PatchCorruption = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ViTPatchEmbeddings(nn.Module):
-    """Linear projection E of flattened patches. A convolution whose stride is its kernel is exactly that."""
+    """Linear projection E of flattened patches. A convolution whose stride is its kernel is exactly that.
+
+    The patches are those of the image or, in a hybrid, of a ResNet's feature map (Section 3.1).
+    """
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_shape, stride=config.patch_shape
-        )
+        self.resnet = None if config.resnet_depths is None else ResNet(config)
+        channels = config.num_channels if self.resnet is None else self.resnet.out_channels
+        patch_shape = pair(config.patch_size)
+        self.projection = nn.Conv2d(channels, config.hidden_size, kernel_size=patch_shape, stride=patch_shape)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.projection(pixel_values).flatten(2).transpose(1, 2)  # (B, N, D)
+        features = pixel_values if self.resnet is None else self.resnet(pixel_values)
+        return self.projection(features).flatten(2).transpose(1, 2)  # (B, N, D)
 
 
 class ViTEmbeddings(nn.Module):
@@ -56,23 +68,84 @@ class ViTEmbeddings(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.image_shape = config.image_shape
-        num_patches = math.prod(config.grid_shape)
+        self.config = config
         self.patch_embeddings = ViTPatchEmbeddings(config)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.position_embeddings = nn.Parameter(torch.empty(1, 1 + num_patches, config.hidden_size))
+        width = config.hidden_size
+        if config.use_class_token:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        if config.use_distillation_token:
+            self.distillation_token = nn.Parameter(torch.empty(1, 1, width))
+        if config.num_register_tokens:
+            self.register_tokens = nn.Parameter(torch.empty(1, config.num_register_tokens, width))
+        # Table 8: one table of position embeddings for all layers or one for each.
+        tables = config.num_hidden_layers if config.position_placement == "every_layer" else 1
+        rows, columns = config.grid_shape
+        if config.position_embedding == "learned_1d":
+            positions = cast("int", config.num_prefix_positions) + rows * columns
+            self.position_embeddings = nn.Parameter(torch.empty(tables, positions, width))
+        elif config.position_embedding == "learned_2d":
+            self.row_embeddings = nn.Parameter(torch.empty(tables, rows, width // 2))
+            self.column_embeddings = nn.Parameter(torch.empty(tables, columns, width // 2))
+        elif config.position_embedding == "relative":  # for every offset p_q - p_k from -(N-1) to N-1
+            head_dim = width // config.num_attention_heads
+            self.relative_embeddings = nn.Parameter(torch.empty(tables, 2 * rows * columns - 1, head_dim))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if pixel_values.shape[-2:] != self.image_shape:
-            raise InputError(
-                f"The images are {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels, "
-                f"but the model reads {self.image_shape[0]}x{self.image_shape[1]}; resize them with its processor."
-            )
+    def forward(
+        self, pixel_values: torch.Tensor, positions: torch.Tensor | None, patch_corruption: PatchCorruption | None
+    ) -> torch.Tensor:
         patches = self.patch_embeddings(pixel_values)
-        cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
-        embeddings = torch.cat((cls_token, patches), dim=1) + self.position_embeddings  # (B, 1+N, D)
-        return self.dropout(embeddings)
+        if patch_corruption is not None:
+            patches = patch_corruption(patches)
+        tokens = torch.cat((*(token.expand(len(patches), -1, -1) for token in self._prefix()), patches), dim=1)
+        if positions is not None:
+            tokens = tokens + positions  # (B, T, D)
+        if self.training and self.config.patch_dropout_prob:
+            tokens = self._drop_patches(tokens)
+        return self.dropout(tokens)
+
+    def positions(self, grid_shape: tuple[int, int]) -> torch.Tensor | None:
+        """Position embeddings of all tokens for the given grid, (1 or L, T, D); zero for tokens that have none."""
+        config = self.config
+        prefix = cast("int", config.num_prefix_positions)
+        if config.position_embedding == "learned_1d":
+            positions = self.position_embeddings
+            if grid_shape != config.grid_shape:
+                positions = resize_learned_1d(positions, prefix, config.grid_shape, grid_shape, config.position_resize)
+        elif config.position_embedding == "learned_2d":  # Appendix D.4: the X- and the Y-embedding, concatenated
+            rows = resize_learned_2d(self.row_embeddings, grid_shape[0], config.position_resize)
+            columns = resize_learned_2d(self.column_embeddings, grid_shape[1], config.position_resize)
+            x, y = (
+                columns[:, None].expand(-1, grid_shape[0], -1, -1),
+                rows[:, :, None].expand(-1, -1, grid_shape[1], -1),
+            )
+            positions = torch.cat((x, y), dim=-1).flatten(1, 2)
+        elif config.position_embedding == "sincos_2d":
+            weight = self.patch_embeddings.projection.weight
+            positions = sincos_2d(*grid_shape, config.hidden_size, weight.device).to(weight.dtype)
+        else:
+            return None
+        if without := config.num_prefix_tokens - prefix:
+            zeros = positions.new_zeros(len(positions), without, config.hidden_size)
+            positions = torch.cat((positions[:, :prefix], zeros, positions[:, prefix:]), dim=1)
+        return positions
+
+    def _prefix(self) -> list[torch.Tensor]:
+        """The tokens before the patches."""
+        config = self.config
+        tokens: list[torch.Tensor] = []
+        tokens += [self.cls_token] if config.use_class_token else []
+        tokens += [self.distillation_token] if config.use_distillation_token else []
+        tokens += [self.register_tokens] if config.num_register_tokens else []
+        return tokens
+
+    def _drop_patches(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Keeps a random subset of every image's patches, of the same size for all."""
+        prefix, patches = tokens.tensor_split([self.config.num_prefix_tokens], dim=1)
+        batch, count, width = patches.shape
+        kept = max(1, round(count * (1 - self.config.patch_dropout_prob)))
+        indices = torch.rand(batch, count, device=tokens.device).argsort(dim=1)[:, :kept, None]
+        return torch.cat((prefix, patches.gather(1, indices.expand(-1, -1, width))), dim=1)
 
 
 def eager_attention_forward(
@@ -80,16 +153,18 @@ def eager_attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: None,
+    attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Eq. 6 and 7 spelled out: A = softmax(q k^T / sqrt(D/k)), SA(z) = A v. The only path that returns A."""
-    weights = (query @ key.transpose(-1, -2)) * scaling  # (B, k, 1+N, 1+N)
+    weights = (query @ key.transpose(-1, -2)) * scaling  # (B, k, T, T)
+    if attention_mask is not None:
+        weights = weights + attention_mask
     weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2), weights  # (B, 1+N, k, D/k), (B, k, 1+N, 1+N)
+    return (weights @ value).transpose(1, 2), weights  # (B, T, k, D/k), (B, k, T, T)
 
 
 class ViTAttention(nn.Module):
@@ -110,15 +185,17 @@ class ViTAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        relative_embeddings: torch.Tensor | None = None,
         attention_observer: AttentionObserver | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, k, 1+N, D/k)
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, k, T, D/k)
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        bias = None if relative_embeddings is None else self._relative_logits(query, relative_embeddings)
         if attention_observer is not None:
-            attention_observer(query, key, self.scaling)
+            attention_observer(query, key, self.scaling, bias)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
@@ -127,12 +204,25 @@ class ViTAttention(nn.Module):
             query,
             key,
             value,
-            None,
+            bias,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(output.reshape(hidden_states.shape)), weights  # (B, 1+N, D)
+        return self.o_proj(output.reshape(hidden_states.shape)), weights  # (B, T, D)
+
+    def _relative_logits(self, query: torch.Tensor, relative_embeddings: torch.Tensor) -> torch.Tensor:
+        """Attention to the offsets p_q - p_k, (B, k, T, T), "a bias term" to that to the contents (Appendix D.4).
+
+        It is among patches only; tokens before them have no place in the image.
+        """
+        prefix = self.config.num_prefix_tokens
+        logits = query[:, :, prefix:] @ relative_embeddings.T * self.scaling  # (B, k, N, 2N-1)
+        batch, heads, count, _ = logits.shape
+        places = torch.arange(count, device=query.device)
+        offsets = places[:, None] - places + count - 1  # (N, N), the smallest being 0
+        bias = logits.gather(-1, offsets.expand(batch, heads, -1, -1))
+        return F.pad(bias, (prefix, 0, prefix, 0))
 
 
 class ViTMLP(nn.Module):
@@ -150,21 +240,82 @@ class ViTMLP(nn.Module):
         return self.dropout(self.fc2(hidden_states))
 
 
+class ViTSwiGLU(nn.Module):
+    """The MLP of DINOv2's giant: SiLU of one half of the first layer gates the other ("GLU Variants", Eq. 6)."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gate, hidden_states = self.fc1(hidden_states).chunk(2, dim=-1)
+        return self.dropout(self.fc2(self.dropout(F.silu(gate) * hidden_states)))
+
+
+class ViTLayerScale(nn.Module):
+    """A learned factor for every channel of a branch ("Going deeper with Image Transformers", Eq. 4)."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.initial_value = config.layer_scale_init_value
+        self.lambda1 = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states * self.lambda1
+
+
+class ViTDropPath(nn.Module):
+    """Leaves a branch out for a random share of the images in training ("Deep Networks with Stochastic Depth")."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self.rate):
+            return hidden_states
+        keep = hidden_states.new_empty(len(hidden_states), 1, 1).bernoulli_(1 - self.rate)
+        return hidden_states * keep / (1 - self.rate)
+
+
 class ViTLayer(GradientCheckpointingLayer):
     """One encoder layer, pre-norm, Eq. 2 and 3."""
 
-    def __init__(self, config: ViTConfig):
+    def __init__(self, config: ViTConfig, drop_path_rate: float):
         super().__init__()
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = ViTAttention(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layer_scale1 = ViTLayerScale(config) if config.use_layer_scale else nn.Identity()
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = ViTMLP(config)
+        self.mlp = ViTSwiGLU(config) if config.use_swiglu else ViTMLP(config)
+        self.layer_scale2 = ViTLayerScale(config) if config.use_layer_scale else nn.Identity()
+        self.drop_path = ViTDropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         attended, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = self.dropout(attended) + hidden_states  # Eq. 2: z' = MSA(LN(z)) + z
-        return self.mlp(self.layernorm_after(hidden_states)) + hidden_states  # Eq. 3: z = MLP(LN(z')) + z'
+        branch = self.layer_scale1(self.dropout(attended))
+        hidden_states = self.drop_path(branch) + hidden_states  # Eq. 2: z' = MSA(LN(z)) + z
+        branch = self.layer_scale2(self.mlp(self.layernorm_after(hidden_states)))
+        return self.drop_path(branch) + hidden_states  # Eq. 3: z = MLP(LN(z')) + z'
+
+
+class ViTAttentionPooling(nn.Module):
+    """One learned query's attention to the patches, and an MLP ("Scaling Vision Transformers", Section 3.2)."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.latent = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.attention = nn.MultiheadAttention(config.hidden_size, config.num_attention_heads, batch_first=True)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ViTMLP(config)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        query = self.latent.expand(len(patches), -1, -1)
+        pooled, _ = self.attention(query, patches, patches, need_weights=False)  # (B, 1, D)
+        return (pooled + self.mlp(self.layernorm(pooled)))[:, 0]
 
 
 class ViTPreTrainedModel(PreTrainedModel):
@@ -190,16 +341,27 @@ class ViTPreTrainedModel(PreTrainedModel):
         """Those of the paper's code (vit_jax `models_vit.py` and flax's defaults), with every bias at zero."""
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            init.constant_(module.weight, 0.0 if isinstance(module, ResidualGroupNorm) else 1.0)
         elif isinstance(module, nn.Conv2d):
             # flax's lecun_normal: a normal cut at two standard deviations, scaled back to variance 1/fan_in.
             std = math.prod(module.weight.shape[1:]) ** -0.5 / 0.87962566103423978
             init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
         elif isinstance(module, ViTEmbeddings):
-            init.zeros_(module.cls_token)
-            init.normal_(module.position_embeddings, std=self.config.initializer_range)
-        if isinstance(module, (nn.Linear, nn.LayerNorm, nn.Conv2d)) and module.bias is not None:
+            for name, parameter in module.named_parameters(recurse=False):
+                if name == "cls_token":
+                    init.zeros_(parameter)
+                else:
+                    init.normal_(parameter, std=self.config.initializer_range)
+        elif isinstance(module, ViTLayerScale):
+            init.constant_(module.lambda1, module.initial_value)
+        elif isinstance(module, ViTAttentionPooling):
+            init.normal_(module.latent, std=self.config.hidden_size**-0.5)
+        elif isinstance(module, nn.MultiheadAttention):
+            for projection in module.in_proj_weight.chunk(3):
+                init.xavier_uniform_(projection)
+            init.zeros_(module.in_proj_bias)
+        if isinstance(module, (nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Conv2d)) and module.bias is not None:
             init.zeros_(module.bias)
 
     @classmethod
@@ -211,15 +373,18 @@ class ViTPreTrainedModel(PreTrainedModel):
         state_dict: dict[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Loads a ViT: a folder or Hub repository written by vitrail or by stock transformers' ViT of any version.
+        """Loads a ViT from wherever it comes, strictly: every tensor arrives, or an error names it.
 
         Args:
-            pretrained_model_name_or_path: a Hub id or a folder; None to take `config` and `state_dict` as they are.
+            pretrained_model_name_or_path: a Hub id, a folder or a weights file, of vitrail, of transformers' `vit`,
+                `deit`, `dinov2` or `dinov2_with_registers`, or of timm; or a `.npz` file of the paper's code. None to
+                take `config` and `state_dict` as they are.
             config: a `ViTConfig` to use instead of the checkpoint's own.
             state_dict: tensors to use instead of the checkpoint's own.
-            kwargs: fields of the config to change (`num_labels=10` attaches a new head, and a warning says so), and the
-                arguments of `PreTrainedModel.from_pretrained`: `dtype` (by default the checkpoint's own), `device_map`,
-                `attn_implementation`, ...
+            kwargs: fields of the config to change (`num_labels=10` attaches a new head in place of the pre-training
+                head, and a warning says so; `image_size=384` resizes the position embeddings by the rule of the
+                checkpoint's origin), and the arguments of `PreTrainedModel.from_pretrained`: `dtype` (by default the
+                checkpoint's own), `device_map`, `attn_implementation`, ...
 
         Raises:
             InputError: not a ViT, a damaged file, or a tensor that is missing, unexpected or of the wrong shape.
@@ -228,36 +393,42 @@ class ViTPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(None, config=config, state_dict=state_dict, **kwargs)
         hub_kwargs, kwargs = split_hub_kwargs(kwargs)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or "auto"
+        checkpoint = read_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
+        own_config = ViTConfig.from_dict(checkpoint.config)
+        asked_for_hidden_layer = config is not None or "representation_size" in kwargs
         if config is None:
             config, kwargs = cast(
                 "tuple[ViTConfig, dict[str, Any]]",
-                ViTConfig.from_pretrained(
-                    pretrained_model_name_or_path, return_unused_kwargs=True, **hub_kwargs, **kwargs
-                ),
+                ViTConfig.from_dict(checkpoint.config, return_unused_kwargs=True, **kwargs),
             )
-        if state_dict is None:
-            state_dict = read_state_dict(pretrained_model_name_or_path, **hub_kwargs)
+        if len(config.labels) != len(own_config.labels) and not asked_for_hidden_layer:
+            config.representation_size = None  # "we remove the whole pre-trained prediction head" (Section 3.2)
+        tensors = checkpoint.state_dict if state_dict is None else from_transformers(state_dict, "vitrail")
+        tensors = fit_positions(tensors, own_config, config)
         with torch.device("meta"):
             expected = cls(config).state_dict()
-        state_dict, new_head = fit_to_model(state_dict, expected, source=str(pretrained_model_name_or_path))
+        tensors, new_head = fit_to_model(tensors, expected, source=str(pretrained_model_name_or_path))
         if new_head:
-            logger.warning("The classification head is new and starts at zero: %s.", new_head)
+            logger.warning("The head is new and starts at zero: %s.", new_head)
         if dtype == "auto":
-            dtype = next(tensor.dtype for tensor in state_dict.values() if tensor.is_floating_point())
-        loaded: Any = super().from_pretrained(None, config=config, state_dict=state_dict, dtype=dtype, **kwargs)
+            dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+        loaded: Any = super().from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         return cast("Self", loaded)
 
 
 class ViTModel(ViTPreTrainedModel):
-    """Embeddings, L layers and the final LayerNorm: the Transformer encoder of Figure 1."""
+    """The Transformer encoder of Figure 1, from images to tokens, and the image representation pooled from them."""
 
     def __init__(self, config: ViTConfig):
         super().__init__(config)
         self.embeddings = ViTEmbeddings(config)
-        self.layers = nn.ModuleList([ViTLayer(config) for _ in range(config.num_hidden_layers)])
+        last = max(config.num_hidden_layers - 1, 1)
+        rates = [config.drop_path_rate * index / last for index in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList([ViTLayer(config, rate) for rate in rates])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_pooling = ViTAttentionPooling(config) if config.pooling == "attention" else None
         self.post_init()
 
     @merge_with_config_defaults
@@ -265,49 +436,107 @@ class ViTModel(ViTPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool | None = None,
         attention_observer: AttentionObserver | None = None,
+        patch_corruption: PatchCorruption | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Images in, tokens out.
 
         Args:
             pixel_values: (B, C, H, W), normalised by `ViTImageProcessor`; cast to the weights' dtype.
-            attention_observer: called by every layer, first to last, with its query and key, each (B, k, 1+N, D/k),
-                and the scale of their product; this is how `vitrail.inspection` sees attention on any backend.
+            interpolate_pos_encoding: whether to take images of any size that patches can tile, with position embeddings
+                resized to their grid; by default as the config says.
+            attention_observer: called by every layer, first to last, with its query and key, each (B, k, T, D/k), the
+                scale of their product and what is added to it; this is how `vitrail.inspection` sees attention on any
+                backend.
+            patch_corruption: maps the embedded patches, (B, N, D), before the class token and positions join them.
             kwargs: `output_hidden_states`; `output_attentions` with `attn_implementation="eager"`.
 
         Returns:
-            `last_hidden_state` (B, 1+N, D), the class token first; `pooler_output` (B, D), the image representation y.
+            `last_hidden_state` (B, T, D): class, distillation and register tokens as there are, then the patches;
+            `pooler_output` (B, D), the image representation y: the class token, the patches' mean or their attention
+            pooling.
 
         Raises:
-            InputError: the images do not have the size that the position embeddings were made for.
+            InputError: the images have other channels or another size than the model reads.
         """
+        grid_shape = self._grid_shape(pixel_values, interpolate_pos_encoding)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
-        hidden_states = self.embeddings(pixel_values)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_observer=attention_observer, **kwargs)
-        hidden_states = self.layernorm(hidden_states)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states,
-            pooler_output=hidden_states[:, 0],  # Eq. 4: y = LN(z_L^0)
-        )
+        positions = self.embeddings.positions(grid_shape)
+        hidden_states = self.embeddings(pixel_values, None if positions is None else positions[0], patch_corruption)
+        for index, layer in enumerate(self.layers):
+            if index and positions is not None and self.config.position_placement != "input":
+                hidden_states = hidden_states + positions[index % len(positions)]
+            hidden_states = layer(
+                hidden_states,
+                relative_embeddings=self._relative_embeddings(index),
+                attention_observer=attention_observer,
+                **kwargs,
+            )
+        if not self.config.pool_before_norm:
+            hidden_states = self.layernorm(hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=self._pool(hidden_states))
+
+    def _pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        patches = hidden_states[:, self.config.num_prefix_tokens :]
+        if self.attention_pooling is not None:
+            return self.attention_pooling(patches)
+        if self.config.pooling == "mean":  # Appendix D.3
+            pooled = patches.mean(dim=1)
+            return self.layernorm(pooled) if self.config.pool_before_norm else pooled
+        return hidden_states[:, 0]  # Eq. 4: y = LN(z_L^0)
+
+    def _grid_shape(self, pixel_values: torch.Tensor, interpolate: bool | None) -> tuple[int, int]:
+        config = self.config
+        channels, height, width = pixel_values.shape[1:]
+        if channels != config.num_channels:
+            raise InputError(f"The images have {channels} channels, but the model reads {config.num_channels}.")
+        rows, columns = config.patch_shape
+        if (height, width) == config.image_shape:
+            return config.grid_shape
+        if not (config.interpolate_pos_encoding if interpolate is None else interpolate):
+            raise InputError(
+                f"The images are {height}x{width} pixels, but the model reads {config.image_shape[0]}x"
+                f"{config.image_shape[1]}; resize them with its processor, or pass interpolate_pos_encoding=True."
+            )
+        if height % rows or width % columns or not height or not width:
+            raise InputError(f"The images are {height}x{width} pixels, which {rows}x{columns} patches do not tile.")
+        if config.position_embedding == "relative":
+            raise InputError(
+                f"The images are {height}x{width} pixels, but relative position embeddings fit only the "
+                f"{config.image_shape[0]}x{config.image_shape[1]} of training."
+            )
+        return height // rows, width // columns
+
+    def _relative_embeddings(self, index: int) -> torch.Tensor | None:
+        """The offsets' embeddings in one layer's attention, (2N-1, D/k)."""
+        if self.config.position_embedding != "relative" or (index and self.config.position_placement == "input"):
+            return None
+        return self.embeddings.relative_embeddings[index % len(self.embeddings.relative_embeddings)]
 
 
 class ViTForImageClassification(ViTPreTrainedModel):
-    """The encoder with a linear classification head on the class token (Section 3.1)."""
+    """The encoder with a classification head: one linear layer or, in pre-training, one hidden layer (Section 3.1)."""
 
     def __init__(self, config: ViTConfig):
         super().__init__(config)
         self.vit = ViTModel(config)
-        self.classifier = nn.Linear(config.hidden_size, len(config.labels))
+        width = config.hidden_size * (2 if config.pooling == "token_and_mean" else 1)
+        self.pre_logits = None
+        if config.representation_size is not None:
+            self.pre_logits = nn.Linear(width, config.representation_size)
+            width = config.representation_size
+        self.classifier = nn.Linear(width, len(config.labels))
+        self.distillation_classifier = nn.Linear(width, len(config.labels)) if config.use_distillation_head else None
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        if module is self.classifier:
+        if module is self.classifier or module is self.distillation_classifier:
             # Section 3.2: "a zero-initialized D x K feedforward layer"
-            init.zeros_(self.classifier.weight)
-            init.zeros_(self.classifier.bias)
+            init.zeros_(cast("nn.Linear", module).weight)
+            init.zeros_(cast("nn.Linear", module).bias)
         else:
             super()._init_weights(module)
 
@@ -326,13 +555,56 @@ class ViTForImageClassification(ViTPreTrainedModel):
             `logits` (B, num_labels) and, with labels, `loss`, the mean cross-entropy in nats.
 
         Raises:
-            InputError: the images do not have the size that the position embeddings were made for.
+            InputError: the images have other channels or another size than the model reads.
         """
         outputs = self.vit(pixel_values, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
+        features = outputs.pooler_output
+        if self.config.pooling == "token_and_mean":
+            patches = outputs.last_hidden_state[:, self.config.num_prefix_tokens :]
+            features = torch.cat((features, patches.mean(dim=1)), dim=1)
+        if self.pre_logits is not None:
+            features = torch.tanh(self.pre_logits(features))
+        logits = self.classifier(features)
+        if self.distillation_classifier is not None:  # "Training data-efficient image transformers", Section 4
+            logits = (logits + self.distillation_classifier(outputs.last_hidden_state[:, 1])) / 2
         return ImageClassifierOutput(
             loss=None if labels is None else F.cross_entropy(logits, labels),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+        )
+
+
+class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
+    """Feature maps for transformers' dense predictors (UperNet, DPT, ...), as `AutoBackbone` finds them.
+
+    `out_features` or `out_indices` of the config choose the stages: `stem` (0) are the embeddings, `stage1` (1) to
+    `stageL` (L) the layers' outputs, each after the final LayerNorm.
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.vit = ViTModel(config)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
+        """Images in, feature maps (B, D, H/P, W/P) out, one for each chosen stage.
+
+        Args:
+            pixel_values: (B, C, H, W), of any size that patches can tile.
+            kwargs: passed to `ViTModel.forward`.
+        """
+        outputs = self.vit(pixel_values, interpolate_pos_encoding=True, **kwargs)
+        rows, columns = self.config.patch_shape
+        grid = pixel_values.shape[2] // rows, pixel_values.shape[3] // columns
+        maps = [
+            self.vit.layernorm(hidden_states)[:, self.config.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+            for stage, hidden_states in zip(self.stage_names, outputs.hidden_states)
+            if stage in cast("list[str]", self.out_features)
+        ]
+        return BackboneOutput(
+            feature_maps=tuple(maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

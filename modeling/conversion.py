@@ -1,0 +1,159 @@
+"""Checkpoints out: from whatever was found to a format that other people's code reads.
+
+vitrail convert runs/digits exported --to timm
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from .checkpoints import read_checkpoint
+from .configuration_vit import ViTConfig
+from .errors import InputError
+from .image_processing_vit import ViTImageProcessor
+from .masked_patch_prediction import ViTForMaskedPatchPrediction
+from .modeling_vit import ViTForImageClassification, ViTModel
+from .npz_checkpoints import from_npz, to_npz
+from .timm_checkpoints import from_timm, to_timm
+from .transformers_checkpoints import config_from_transformers, from_transformers, to_transformers
+
+
+Format = Literal["vitrail", "transformers", "timm", "npz"]
+FORMATS: tuple[Format, ...] = ("vitrail", "transformers", "timm", "npz")
+
+# Fields that do not change what a trained model computes at its own resolution.
+_NOT_COMPARED = {
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "patch_dropout_prob"),
+    *("initializer_range", "layer_scale_init_value", "position_resize", "interpolate_pos_encoding"),
+}
+
+
+def convert(source: str | Path, destination: str | Path, to: Format = "vitrail", **hub_kwargs: Any) -> list[str]:
+    """Writes a checkpoint in another format, and reads it back to make sure that it is the same model, bit for bit.
+
+    Args:
+        source: what `ViTForImageClassification.from_pretrained` takes.
+        destination: a folder, or a path ending in `.npz` for the paper's format.
+        to: `"vitrail"`; `"transformers"`, stock ViT, DeiT or DINOv2 by names that versions 4 and 5 read; `"timm"`,
+            for `timm.create_model("local-dir:...")`; or `"npz"`.
+        hub_kwargs: `revision`, `token`, ... of a Hub repository.
+
+    Returns:
+        sentences on what the other code does differently at other resolutions, or does not keep.
+
+    Raises:
+        InputError: the source cannot be read, or the format cannot express the model.
+    """
+    destination = Path(destination)
+    if (to == "npz") != (destination.suffix == ".npz"):
+        raise InputError(f"{destination} should {'' if to == 'npz' else 'not '}end in .npz for the format {to}.")
+    if destination.is_file() and to != "npz":
+        raise InputError(f"{destination} is a file; give a folder to write to.")
+    if to == "vitrail":
+        return _to_vitrail(source, destination, **hub_kwargs)
+
+    checkpoint = read_checkpoint(source, **hub_kwargs)
+    config = ViTConfig.from_dict(checkpoint.config)
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state_dict.items()}
+    if unknown := {"mask_token", "color_classifier.weight"} & tensors.keys():
+        raise InputError(f"The format {to} cannot express {min(unknown)}, a part of masked patch prediction.")
+    fields = config.to_dict()
+    processor = _processor(source, **hub_kwargs)
+    if to == "npz":
+        arrays = to_npz(fields, tensors)
+        again = from_npz(arrays, source=str(destination))
+        _require_same(to, config, tensors, *again)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with destination.open("wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        return _remarks(to, config, again[0])
+    if to == "timm":
+        written, renamed = to_timm(fields, tensors, processor and processor.to_dict())
+        again = from_timm(written, renamed, source=str(destination))
+    else:
+        written, renamed = to_transformers(fields, tensors)
+        again = config_from_transformers(written), from_transformers(renamed, written["model_type"])
+    _require_same(to, config, tensors, *again)
+    destination.mkdir(parents=True, exist_ok=True)
+    (destination / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    contiguous = {name: tensor.contiguous().clone() for name, tensor in renamed.items()}
+    save_file(contiguous, destination / "model.safetensors", metadata={"format": "pt"})
+    if processor is not None:
+        processor.save_pretrained(destination)
+    return _remarks(to, config, again[0])
+
+
+def _to_vitrail(source: str | Path, destination: Path, **hub_kwargs: Any) -> list[str]:
+    tensors = read_checkpoint(source, **hub_kwargs).state_dict
+    model_class = ViTModel
+    if "classifier.weight" in tensors:
+        model_class = ViTForImageClassification
+    elif "color_classifier.weight" in tensors:
+        model_class = ViTForMaskedPatchPrediction
+    model_class.from_pretrained(source, **hub_kwargs).save_pretrained(destination)
+    if (processor := _processor(source, **hub_kwargs)) is not None:
+        processor.save_pretrained(destination)
+    return []
+
+
+def _processor(source: str | Path, **hub_kwargs: Any) -> ViTImageProcessor | None:
+    try:
+        return ViTImageProcessor.from_pretrained(source, **hub_kwargs)
+    except InputError:
+        return None  # weights alone are a checkpoint, too
+
+
+def _require_same(
+    to: Format,
+    config: ViTConfig,
+    tensors: dict[str, torch.Tensor],
+    fields_again: dict[str, Any],
+    tensors_again: dict[str, torch.Tensor],
+) -> None:
+    again = _computed(ViTConfig.from_dict(fields_again), tensors)
+    for name, value in _computed(config, tensors).items():
+        if again[name] != value:
+            raise InputError(f"{to} cannot express {name}={value!r}: what it would compute has {again[name]!r}.")
+    for name in sorted(tensors.keys() | tensors_again.keys()):
+        if name not in tensors or name not in tensors_again:
+            raise InputError(f"{to} cannot express the tensor {name}.")
+        if not torch.equal(tensors[name], tensors_again[name].to(tensors[name].dtype)):
+            raise InputError(f"{to} cannot hold the tensor {name} exactly.")
+
+
+def _computed(config: ViTConfig, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The fields that decide what a model with these tensors computes."""
+    names = [name for name in ViTConfig.__annotations__ if name not in _NOT_COMPARED and name != "model_type"]
+    fields = {name: getattr(config, name) for name in names}
+    fields |= {"image_size": config.image_shape, "patch_size": config.patch_shape}
+    if config.resnet_depths is None:
+        fields["resnet_width"] = fields["resnet_numerics"] = None
+    else:
+        fields["resnet_depths"] = list(config.resnet_depths)
+    if config.use_swiglu:
+        fields["hidden_act"] = None
+    if config.position_embedding == "none":
+        fields["position_placement"] = None
+    if "classifier.weight" not in tensors:  # then nobody reads the mean beside the class token
+        fields["pooling"] = config.pooling.replace("token_and_mean", "token")
+        fields["use_distillation_head"] = fields["representation_size"] = None
+    return fields
+
+
+def _remarks(to: Format, config: ViTConfig, fields_again: dict[str, Any]) -> list[str]:
+    again = ViTConfig.from_dict(fields_again)
+    remarks = []
+    if config.position_embedding == "learned_1d" and again.position_resize != config.position_resize:
+        remarks.append(
+            f"At other resolutions the logits differ: {to} resizes position embeddings by {again.position_resize}, "
+            f"this model by {config.position_resize}."
+        )
+    if config.labels != again.labels:
+        remarks.append(f"{to} does not keep the names of the classes.")
+    return remarks

@@ -1,0 +1,23 @@
+"""The sources that travel with a model which stock transformers does not know, for `trust_remote_code=True`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_vit.ViTConfig",
+    "AutoModel": "modeling_vit.ViTModel",
+    "AutoModelForImageClassification": "modeling_vit.ViTForImageClassification",
+    "AutoBackbone": "modeling_vit.ViTBackbone",
+}
+
+
+def copy_sources(folder: str | Path) -> None:
+    """Puts the files of this package beside a model; transformers imports them from there."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        target = Path(folder) / source.name
+        if source.name != "__init__.py" and not (target.exists() and target.samefile(source)):
+            shutil.copyfile(source, target)
