@@ -8,7 +8,7 @@ is made from the layer's query and key in blocks of rows and thrown away: no (he
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -58,7 +58,8 @@ def attention_rollout(
     Raises:
         InputError: an argument is out of its range, the model is not one of `vitrail.modeling`, or pools by attention.
     """
-    num_layers = model.config.num_hidden_layers
+    config = cast("ViTConfig", model.config)
+    num_layers = config.num_hidden_layers
     if head_fusion not in ("mean", "max", "min"):
         raise InputError(f"head_fusion is {head_fusion!r}; it must be 'mean', 'max' or 'min'.")
     if not 0 <= discard_ratio < 1:
@@ -76,14 +77,14 @@ def attention_rollout(
     if len(layers) != num_layers:
         raise InputError(f"{type(model).__name__} does not show its attention; load it with vitrail.modeling.")
 
-    row = _read_by_head(model.config, layers[0][0])
-    needed = model.config.num_prefix_tokens if model.config.pooling == "token" else row.shape[1]
+    row = _read_by_head(config, layers[0][0])
+    needed = config.num_prefix_tokens if config.pooling == "token" else row.shape[1]
     for layer in reversed(layers[start_layer:]):
         row = _row_times_layer(row, layer, head_fusion, discard_ratio, needed)
         needed = row.shape[1]
-    height, width = model.config.patch_shape
+    height, width = config.patch_shape
     grid_shape = pixel_values.shape[2] // height, pixel_values.shape[3] // width
-    heatmap = row[:, model.config.num_prefix_tokens :].unflatten(1, grid_shape)  # (B, H/P, W/P)
+    heatmap = row[:, config.num_prefix_tokens :].unflatten(1, grid_shape)  # (B, H/P, W/P)
     return RolloutOutput(logits=outputs.get("logits"), heatmap=heatmap)
 
 
