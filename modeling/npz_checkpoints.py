@@ -65,13 +65,16 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         InputError: there is no such file, it is damaged, or holds objects that could run code.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}.") from error
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else "it is cut off"
         raise InputError(f"{path} is not a complete .npz file of arrays ({reason}); fetch it again.") from error
+    if strange := [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]:
+        raise InputError(f"{path} has {strange[0]}, which holds no numbers; it is no file of weights.")
+    return arrays
 
 
 def from_npz(arrays: dict[str, np.ndarray], source: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -158,9 +161,7 @@ def to_npz(config: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> dict[
 
 
 def _with_our_names(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    tensors = {
-        name.replace("/", "."): torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind == "f"
-    }
+    tensors = {name.replace("/", "."): torch.from_numpy(array) for name, array in arrays.items()}
     for wrapper in _WRAPPERS:
         if wrapper + "embedding.kernel" in tensors:
             tensors = {name.removeprefix(wrapper): t for name, t in tensors.items() if name.startswith(wrapper)}
