@@ -288,6 +288,8 @@ class _AnyImage(BaseImageProcessor):
             raise InputError(
                 f"{pretrained_model_name_or_path} has no preprocessor_config.json, which says how images are prepared."
             ) from error
+        if not isinstance(fields, dict):
+            raise InputError(f"{pretrained_model_name_or_path}/preprocessor_config.json is not a JSON object.")
         named = fields.get("image_processor_type") or fields.get("feature_extractor_type") or STOCK_IMAGE_PROCESSOR_TYPE
         name = named.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
         if name == OWN_IMAGE_PROCESSOR_TYPE:
@@ -300,7 +302,8 @@ class _AnyImage(BaseImageProcessor):
         try:
             return _STOCK_IMAGE_PROCESSORS[name].from_dict(fields).to_dict(), kwargs
         except (TypeError, ValueError) as error:
-            raise InputError(f"The preprocessor_config.json of {pretrained_model_name_or_path}: {error}.") from error
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise InputError(f"{pretrained_model_name_or_path}/preprocessor_config.json: {reason}.") from error
 
     def to_dict(self):
         """The fields as they are saved: under the stock name, and without ours, where stock computes the same."""
@@ -321,10 +324,15 @@ class _AnyImage(BaseImageProcessor):
             raise InputError(f"fit is {kwargs['fit']!r}, but must be one of {', '.join(get_args(Fit))}.")
         if kwargs["fit"] is not None and not (kwargs["size"].height and kwargs["size"].width):
             raise InputError(f"fit={kwargs['fit']!r} needs a size of height and width, not {dict(kwargs['size'])}.")
+        if kwargs["do_center_crop"] and kwargs["crop_size"] is None:
+            raise InputError("do_center_crop needs a crop_size.")
         return kwargs
 
     def _prepare_images_structure(self, images, expected_ndims=3):
-        return list(_each(images))
+        found = list(_each(images))
+        if not found:
+            raise InputError("No images were given.")
+        return found
 
     def process_image(self, image, num_channels, do_rescale, input_data_format=None, **kwargs):
         """One image of any kind -> (`num_channels`, H, W), uint8, or float32 for floats that are not to be rescaled."""
@@ -345,7 +353,8 @@ class _AnyImage(BaseImageProcessor):
         target = crop_size if do_center_crop else size
         unbounded = fit == "crop" or (fit is None and size.shortest_edge and not size.longest_edge)
         if do_resize and unbounded:
-            images = [_without_far_ends(image, size, target) for image in images]
+            cropped = target if do_center_crop or fit == "crop" else None
+            images = [_without_far_ends(image, size, cropped) for image in images]
         if do_resize and fit is not None:
             images = [self._fitted(image, fit, size, resample, target, image_mean) for image in images]
             do_resize = do_center_crop = False
@@ -419,19 +428,27 @@ def _centre(image: Any, height: int, width: int) -> Any:
     return image[..., top : top + height, left : left + width]
 
 
-def _without_far_ends(image: Any, size: SizeDict, target: SizeDict) -> Any:
-    """Of an extremely long image the middle, ten times what a centre crop of `target` can see.
+def _without_far_ends(image: Any, size: SizeDict, cropped: SizeDict | None) -> Any:
+    """Of an extremely long image the middle, ten times what a centre crop can see.
 
     One of 1x20,000 pixels would be 256x5,120,000 when its short side is 256, and fill the memory.
+
+    Raises:
+        InputError: an image is that long, and nothing crops it.
     """
     height, width = image.shape[-2:]
     if size.shortest_edge:
         ratio = min(height, width) / size.shortest_edge
     else:
         ratio = min(height / size.height, width / size.width)
-    seen = ratio * max(*dict(size).values(), *dict(target).values())  # pixels of the image, either way
-    kept = [side if side < 100 * seen else 2 * math.ceil(5 * seen) + side % 2 for side in (height, width)]
-    return _centre(image, *kept)
+    seen = ratio * max(*dict(size).values(), *dict(cropped or size).values())  # pixels of the image, either way
+    if max(height, width) <= 100 * seen:
+        return image
+    if cropped is None:
+        raise InputError(
+            f"An image of {height}x{width} pixels is too thin to be resized to {dict(size)} and not cropped."
+        )
+    return _centre(image, *(min(side, 2 * math.ceil(5 * seen) + side % 2) for side in (height, width)))
 
 
 class ViTImageProcessor(_AnyImage, TorchvisionBackend):
