@@ -209,8 +209,10 @@ def _channel_format(array: np.ndarray, given: str | ChannelDimension | None) -> 
     """Which end of the shape counts channels: 3 and 4 do before 1 and 2, and the first end before the last."""
     if given is not None:
         return ChannelDimension(given)
-    colours = 3 in (sides := (array.shape[0], array.shape[-1])) or 4 in sides
-    return infer_channel_dimension_format(array, (3, 4) if colours else (1, 2))
+    for counts in ((3, 4), (1, 2)):
+        if array.shape[0] in counts or array.shape[-1] in counts:
+            return infer_channel_dimension_format(array, counts)
+    raise ValueError("neither its first nor its last side can count the channels, of which an image has 1 to 4")
 
 
 def _pixels(image: Image.Image, num_channels: int) -> np.ndarray:
@@ -262,8 +264,10 @@ class _AnyImage(BaseImageProcessor):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+    resize: Any  # the backend's
+    _blank: Any  # (colour in [0, 1] (C,), size, like) -> (C, height, width) of that colour, with the type of `like`
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         if kwargs.get("num_channels") == 1:
             for name in ("image_mean", "image_std"):
                 if kwargs.get(name) is None:
@@ -271,10 +275,11 @@ class _AnyImage(BaseImageProcessor):
         super().__init__(**kwargs)
 
     @property
-    def output_size(self) -> tuple[int | None, int | None]:
-        """(height, width) of `pixel_values`; None where they depend on the image."""
+    def output_size(self) -> tuple[int, int] | None:
+        """(height, width) of `pixel_values`; None where it depends on the image."""
         size = self.crop_size if self.do_center_crop else self.size
-        return (size.height, size.width) if self.do_center_crop or self.do_resize else (None, None)
+        fixed = size.height and (self.do_center_crop or self.do_resize)
+        return (size.height, size.width) if fixed else None
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -489,12 +494,15 @@ class ViTImageProcessorPil(_AnyImage, PilBackend):
     """`ViTImageProcessor` without torchvision; at most one 8-bit level away from it, by how Pillow rounds."""
 
     def resize(self, image, size, resample=None, **kwargs):
-        if image.dtype.kind == "f" and (image.min() < 0 or image.max() > 1):
+        if image.dtype.kind != "f":
+            return super().resize(image, size, resample, **kwargs)
+        if image.min() < 0 or image.max() > 1:
             raise InputError(
                 f"Floats that are not to be rescaled must lie in [0, 1] for Pillow to resize them, not in "
                 f"[{image.min():g}, {image.max():g}]; the torchvision backend takes any."
             )
-        return super().resize(image, size, resample, **kwargs)
+        levels = np.round(255 * image).astype(np.uint8)
+        return super().resize(levels, size, resample, **kwargs).astype(np.float32) / 255
 
     def _blank(self, colour, size, like):
         if like.dtype.kind == "u":

@@ -57,6 +57,7 @@ class TrainingTransform(_DecodeRows):
         self.processor = processor
         self.crop = None
         if arguments.crop_scale < 1:
+            assert processor.output_size is not None  # it is the model's
             interpolation = pil_torch_interpolation_mapping[processor.resample]
             self.crop = v2.RandomResizedCrop(
                 processor.output_size, scale=(arguments.crop_scale, 1.0), interpolation=interpolation

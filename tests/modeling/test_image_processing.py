@@ -338,6 +338,20 @@ def test_floats_that_are_not_to_be_rescaled_keep_their_values(backend, num_chann
         assert np.array_equal(given[0].permute(1, 2, 0).numpy(), values)
 
 
+def test_backends_agree_on_unrescaled_floats_of_black_and_white():
+    """Which stock takes for levels 0 and 1 with Pillow, and for black and white with torchvision."""
+    values = np.indices((31, 45)).sum(0) // 7 % 2 * np.ones((3, 1, 1), np.float32)
+    torchvision, pil = (pixels(backend(size=SIZE, do_rescale=False), values) for backend in BACKENDS)
+    assert (torchvision - pil).abs().max() <= 1.001 / 127.5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fields_can_be_changed_for_one_call(backend, photo):
+    processor = backend(size=SIZE)
+    for fields in ({"fit": "pad"}, {"num_channels": 1, "image_mean": [0.5], "image_std": [0.5]}):
+        assert torch.equal(pixels(processor, photo, **fields), pixels(backend(size=SIZE, **fields), photo))
+
+
 def with_nan(*shape):
     values = np.full(shape, 0.5, np.float32)
     values[1, 1] = np.nan
@@ -350,7 +364,7 @@ def with_nan(*shape):
         (np.zeros((0, 5, 3), np.uint8), r"array of shape \(0, 5, 3\): it must be"),
         (np.zeros(5, np.uint8), r"array of shape \(5,\): it must be"),
         (np.zeros((1, 1, 1, 5, 5), np.uint8), r"array of shape \(1, 1, 1, 5, 5\): it must be"),
-        (np.zeros((13, 20, 20), np.uint8), r"array of shape \(13, 20, 20\): "),
+        (np.zeros((13, 20, 20), np.uint8), r"array of shape \(13, 20, 20\): neither its first nor its last side"),
         (with_nan(5, 5, 3), "it has pixels that are not numbers"),
         (torch.full((3, 5, 5), torch.inf), "it has pixels that are not numbers"),
         (np.full((5, 5, 3), -1.5), r"its colours lie in \[-1.5, -1.5\], but must lie in \[0, 1\] or \[0, 255\]"),
@@ -503,7 +517,7 @@ def test_preprocessing_of_timm(photo, mode, shape, crop_pct, interpolation):
     transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg), is_training=False)
     torchvision, pil = (backend(**timm_preprocessing(cfg)) for backend in BACKENDS)
     level = 1 / 255 / 0.224
-    for image_size in [(60, 40), (37, 60), (41, 41), (23, 35), (64, 11)]:
+    for image_size in [(60, 40), (37, 60), (41, 41), (23, 35), (64, 11)] + [(400, 1)] * (mode != "border"):
         image = photo.resize(image_size)
         expected = transform(image)[None]
         torch.testing.assert_close(pixels(pil, image), expected, atol=1e-5, rtol=0)
