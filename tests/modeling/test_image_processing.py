@@ -517,7 +517,7 @@ def test_preprocessing_of_timm(photo, mode, shape, crop_pct, interpolation):
     transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg), is_training=False)
     torchvision, pil = (backend(**timm_preprocessing(cfg)) for backend in BACKENDS)
     level = 1 / 255 / 0.224
-    for image_size in [(60, 40), (37, 60), (41, 41), (23, 35), (64, 11)] + [(400, 1)] * (mode != "border"):
+    for image_size in [(60, 40), (37, 60), (41, 41), (23, 35), (64, 11)] + [(400, 1), (2, 903)] * (mode != "border"):
         image = photo.resize(image_size)
         expected = transform(image)[None]
         torch.testing.assert_close(pixels(pil, image), expected, atol=1e-5, rtol=0)
