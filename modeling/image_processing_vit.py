@@ -494,7 +494,7 @@ class ViTImageProcessor(_AnyImage, TorchvisionBackend):
 class ViTImageProcessorPil(_AnyImage, PilBackend):
     """`ViTImageProcessor` without torchvision; one 8-bit level away from it at most, by how Pillow rounds.
 
-    With bicubic and Lanczos resampling it is two for up to some twenty values in a million, as between stock's backends.
+    With bicubic and Lanczos resampling it is two for about twenty values in a million, as between stock's.
     """
 
     def resize(self, image, size, resample=None, **kwargs):
