@@ -55,19 +55,19 @@ class TrainingTransform(_DecodeRows):
     def __init__(self, processor: ViTImageProcessor, arguments: DataArguments):
         super().__init__(self._vary)
         self.processor = processor
-        size = processor.crop_size if processor.do_center_crop else processor.size
         self.crop = None
         if arguments.crop_scale < 1:
+            assert processor.output_size is not None  # it is the model's
             interpolation = pil_torch_interpolation_mapping[processor.resample]
             self.crop = v2.RandomResizedCrop(
-                (size["height"], size["width"]), scale=(arguments.crop_scale, 1.0), interpolation=interpolation
+                processor.output_size, scale=(arguments.crop_scale, 1.0), interpolation=interpolation
             )
         self.flip = v2.RandomHorizontalFlip(arguments.flip)
         self.affine = BatchedRandomAffine(arguments.rotation, arguments.scaling, arguments.translation)
 
     def _vary(self, images: list) -> torch.Tensor:
-        batch = torch.stack([self.flip(self._frame(tvF.pil_to_tensor(image))) for image in images])
         processor = self.processor
+        batch = torch.stack([self.flip(image) for image in self._frame(images)])
         return processor.rescale_and_normalize(
             self.affine(batch.float()),
             processor.do_rescale,
@@ -77,13 +77,13 @@ class TrainingTransform(_DecodeRows):
             processor.image_std,
         )
 
-    def _frame(self, image: torch.Tensor) -> torch.Tensor:
-        """What of the image is seen: a random crop, or what the processor takes."""
+    def _frame(self, images: list[Image.Image]) -> torch.Tensor:
+        """What of the images is seen, in 8 bits: a random crop each, or what the processor takes."""
+        as_they_are = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
         if self.crop is not None:
-            return self.crop(image)
-        if self.processor.do_resize:
-            image = self.processor.resize(image, self.processor.size, self.processor.resample)
-        return self.processor.center_crop(image, self.processor.crop_size) if self.processor.do_center_crop else image
+            images = [self.crop(tvF.pil_to_tensor(image)) for image in images]
+            as_they_are |= {"do_resize": False, "do_center_crop": False}
+        return self.processor(images, **as_they_are).pixel_values
 
 
 class BatchedRandomAffine(torch.nn.Module):

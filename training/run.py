@@ -129,8 +129,6 @@ def _build(arguments: ModelArguments, labels: list[str]) -> tuple[ViTForImageCla
     if arguments.model is None:
         raise InputError(f"Say what to train with --model: a Hub id, a folder, or a variant of {', '.join(VARIANTS)}.")
     fields = _overrides(arguments)
-    if fields.get("num_channels", 3) != 3:
-        raise InputError("vitrail train reads images in colour: num_channels must be 3.")
     fields |= {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
@@ -138,16 +136,20 @@ def _build(arguments: ModelArguments, labels: list[str]) -> tuple[ViTForImageCla
     looks_like_variant = len(arguments.model.split("/")) == 2 and arguments.model.split("/")[1].isdecimal()
     if arguments.model in VARIANTS or (looks_like_variant and not Path(arguments.model).exists()):
         model = ViTForImageClassification(ViTConfig.from_variant(arguments.model, **fields))
-        processor = ViTImageProcessor()
+        processor = ViTImageProcessor(num_channels=model.config.num_channels)
     else:
         model = ViTForImageClassification.from_pretrained(arguments.model, **fields)
         processor = ViTImageProcessor.from_pretrained(arguments.model)
         if sorted(ViTConfig.from_pretrained(arguments.model).labels) != sorted(labels):
             torch.nn.init.zeros_(model.classifier.weight)  # as many classes, but others: Section 3.2
             torch.nn.init.zeros_(model.classifier.bias)
+    if processor.num_channels != model.config.num_channels:
+        raise InputError(
+            f"{arguments.model} has a model of {model.config.num_channels} channels, but prepares images of "
+            f"{processor.num_channels}; save a ViTImageProcessor(num_channels={model.config.num_channels}) there."
+        )
     height, width = model.config.image_shape
-    size = processor.crop_size if processor.do_center_crop else processor.size
-    if (size["height"], size["width"]) != (height, width):  # then the whole image is squashed to the model's size
+    if processor.output_size != (height, width):  # then the image is fitted, by default squashed, to the model's size
         processor.size, processor.do_center_crop = SizeDict(height=height, width=width), False
     return model, processor
 

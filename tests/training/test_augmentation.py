@@ -41,13 +41,16 @@ def no_variation(**changes):
         {"resample": 3},
         {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.9, 0.8, 0.7]},
         {"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": {"height": 16, "width": 24}},
+        {"fit": "pad"},
+        {"fit": "crop"},
+        {"num_channels": 1},
     ],
     ids=str,
 )
 def test_without_variation_training_sees_what_evaluation_sees(rows, settings):
     processor = ViTImageProcessor(**({"size": {"height": 16, "width": 24}} | settings))
     training, evaluation = TrainingTransform(processor, no_variation())(rows), EvaluationTransform(processor)(rows)
-    assert training["pixel_values"].shape == (4, 3, 16, 24)
+    assert training["pixel_values"].shape == (4, processor.num_channels, 16, 24)
     torch.testing.assert_close(
         training["pixel_values"], evaluation["pixel_values"], atol=1e-6, rtol=0, check_dtype=False
     )
@@ -67,9 +70,10 @@ def test_certain_flip_mirrors_every_image(rows):
     assert torch.equal(flipped, plain.flip(-1))
 
 
-def test_every_image_draws_its_own_variation(rows):
+@pytest.mark.parametrize("fields", [{}, {"num_channels": 1}, {"fit": "pad"}], ids=str)
+def test_every_image_draws_its_own_variation(rows, fields):
     rows = {key: [values[0]] * 4 for key, values in rows.items()}
-    processor = ViTImageProcessor(size={"height": 20, "width": 30})
+    processor = ViTImageProcessor(size={"height": 20, "width": 30}, **fields)
     for change in ({"crop_scale": 0.3}, {"rotation": 20.0}, {"scaling": 0.3}, {"translation": 0.2}):
         pixels = TrainingTransform(processor, no_variation(**change))(rows)["pixel_values"]
         assert len({image.numpy().tobytes() for image in pixels}) == 4, change

@@ -146,6 +146,20 @@ print(classify(sample)[0]["label"], classify(Image.new("L", (9, 9), 200))[0]["la
     assert done.stdout.split()[-1] == "bright"
 
 
+def test_a_model_of_gray_images_is_trained_evaluated_and_used(image_folder, tiny_flags, tmp_path):
+    flags = [*tiny_flags, "--dataset", str(image_folder), "--output_dir", str(tmp_path), "--learning_rate", "1e-2"]
+    shape = json.loads(flags[flags.index("--config_overrides") + 1]) | {"num_channels": 1}
+    result = train([*flags, "--config_overrides", json.dumps(shape), "--validation_fraction", "0.25"])
+    assert result.metrics["eval_accuracy"] == 1.0
+    assert evaluate(str(tmp_path), str(image_folder), "train")["eval_accuracy"] == 1.0
+    processor, model = (kind.from_pretrained(tmp_path) for kind in (ViTImageProcessor, ViTForImageClassification))
+    best = model(**processor(Image.new("RGBA", (9, 9), "pink"), return_tensors="pt")).logits.argmax().item()
+    assert model.config.labels[best] == "bright"
+    ViTImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"has a model of 1 channels, but prepares images of 3"):
+        train([*flags, "--model", str(tmp_path), "--output_dir", str(tmp_path / "again")])
+
+
 def test_truncated_image_is_named(image_folder, tiny_flags, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
