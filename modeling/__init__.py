@@ -9,10 +9,10 @@ from vitrail.modeling.image_processing_vit import (
     ViTImageProcessorPil,
     VitrailImageProcessor,
     VitrailImageProcessorPil,
-    read_image,
 )
 from vitrail.modeling.masked_patch_prediction import ViTForMaskedPatchPrediction, mean_color_classes
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTModel, ViTPreTrainedModel
+from vitrail.modeling.pictures import read_image
 
 
 __all__ = [

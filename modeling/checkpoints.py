@@ -27,8 +27,10 @@ from transformers.utils import (
 )
 
 from .errors import InputError
+from .geometry import pair
 from .npz_checkpoints import from_npz, read_npz
 from .timm_checkpoints import from_timm
+from .timm_preprocessing import processor_from_timm
 from .transformers_checkpoints import MODEL_TYPES, config_from_transformers, from_transformers
 
 
@@ -88,6 +90,22 @@ def read_checkpoint(source: str | Path, **hub_kwargs) -> Checkpoint:
     if "architecture" in config:
         return Checkpoint(*from_timm(config, tensors, source=str(source)))
     return Checkpoint(config_from_transformers(config), from_transformers(tensors, config["model_type"]))
+
+
+def read_preprocessing(source: str | Path, **hub_kwargs) -> dict[str, Any] | None:
+    """The fields of an image processor that a checkpoint without a preprocessor_config.json implies, or None.
+
+    Of timm's they stand in config.json. The paper's code squashes an image to the model's size and scales it to [-1, 1]
+    (`input_pipeline.py`), as a `ViTImageProcessor` does that is told nothing else.
+
+    Raises:
+        InputError: there is no such checkpoint, or it holds something else than a ViT.
+    """
+    config = _config_json(source, **hub_kwargs)
+    if config is None:
+        height, width = pair(read_checkpoint(source).config["image_size"])
+        return {"size": {"height": height, "width": width}}
+    return processor_from_timm(config) if "architecture" in config else None
 
 
 def is_npz(source: str | Path) -> bool:

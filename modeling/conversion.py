@@ -65,28 +65,34 @@ def convert(source: str | Path, destination: str | Path, to: Format = "vitrail",
         raise InputError(f"The format {to} cannot express {min(unknown)}, a part of masked patch prediction.")
     fields = config.to_dict()
     processor = _processor(source, **hub_kwargs)
+    try:
+        if to == "npz":
+            arrays = to_npz(fields, tensors)
+            fields_again, tensors_again = from_npz(arrays, source=str(destination))
+        elif to == "timm":
+            config_json, renamed = to_timm(fields, tensors, processor and processor.to_dict())
+            fields_again, tensors_again = from_timm(config_json, renamed, source=str(destination))
+        else:
+            config_json, renamed = to_transformers(fields, tensors)
+            fields_again = config_from_transformers(config_json)
+            tensors_again = from_transformers(renamed, config_json["model_type"])
+    except InputError as error:
+        raise InputError(f"{to} cannot express this model: {error}") from error
+    again = ViTConfig.from_dict(fields_again)
+    _require_same(to, config, tensors, again, tensors_again)
+
     if to == "npz":
-        arrays = to_npz(fields, tensors)
-        again = from_npz(arrays, source=str(destination))
-        _require_same(to, config, tensors, *again)
         destination.parent.mkdir(parents=True, exist_ok=True)
         with destination.open("wb") as file:
             np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-        return _remarks(to, config, again[0])
-    if to == "timm":
-        written, renamed = to_timm(fields, tensors, processor and processor.to_dict())
-        again = from_timm(written, renamed, source=str(destination))
     else:
-        written, renamed = to_transformers(fields, tensors)
-        again = config_from_transformers(written), from_transformers(renamed, written["model_type"])
-    _require_same(to, config, tensors, *again)
-    destination.mkdir(parents=True, exist_ok=True)
-    (destination / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    contiguous = {name: tensor.contiguous().clone() for name, tensor in renamed.items()}
-    save_file(contiguous, destination / "model.safetensors", metadata={"format": "pt"})
-    if processor is not None:
-        processor.save_pretrained(destination)
-    return _remarks(to, config, again[0])
+        destination.mkdir(parents=True, exist_ok=True)
+        (destination / "config.json").write_text(json.dumps(config_json, indent=2) + "\n", encoding="utf-8")
+        separate = {name: tensor.contiguous().clone() for name, tensor in renamed.items()}
+        save_file(separate, destination / "model.safetensors", metadata={"format": "pt"})
+        if to == "transformers" and processor is not None:
+            processor.save_pretrained(destination)
+    return _remarks(to, config, again, processor)
 
 
 def _to_vitrail(source: str | Path, destination: Path, **hub_kwargs: Any) -> list[str]:
@@ -113,13 +119,14 @@ def _require_same(
     to: Format,
     config: ViTConfig,
     tensors: dict[str, torch.Tensor],
-    fields_again: dict[str, Any],
+    again: ViTConfig,
     tensors_again: dict[str, torch.Tensor],
 ) -> None:
-    again = _computed(ViTConfig.from_dict(fields_again), tensors)
+    computed_again = _computed(again, tensors)
     for name, value in _computed(config, tensors).items():
-        if again[name] != value:
-            raise InputError(f"{to} cannot express {name}={value!r}: what it would compute has {again[name]!r}.")
+        if computed_again[name] != value:
+            nearest = computed_again[name]
+            raise InputError(f"{to} cannot express {name}={value!r}; the nearest model there has {nearest!r}.")
     for name in sorted(tensors.keys() | tensors_again.keys()):
         if name not in tensors or name not in tensors_again:
             raise InputError(f"{to} cannot express the tensor {name}.")
@@ -146,8 +153,7 @@ def _computed(config: ViTConfig, tensors: dict[str, torch.Tensor]) -> dict[str, 
     return fields
 
 
-def _remarks(to: Format, config: ViTConfig, fields_again: dict[str, Any]) -> list[str]:
-    again = ViTConfig.from_dict(fields_again)
+def _remarks(to: Format, config: ViTConfig, again: ViTConfig, processor: ViTImageProcessor | None) -> list[str]:
     remarks = []
     if config.position_embedding == "learned_1d" and again.position_resize != config.position_resize:
         remarks.append(
@@ -156,4 +162,6 @@ def _remarks(to: Format, config: ViTConfig, fields_again: dict[str, Any]) -> lis
         )
     if config.labels != again.labels:
         remarks.append(f"{to} does not keep the names of the classes.")
+    if to == "transformers" and processor is not None and not processor.is_stock:
+        remarks.append("Stock image processors do not prepare images so; AutoImageProcessor needs trust_remote_code.")
     return remarks

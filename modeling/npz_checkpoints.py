@@ -156,7 +156,8 @@ def to_npz(config: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> dict[
         if kind == "weight":
             is_norm = module.rpartition(".")[2].startswith(("LayerNorm", "encoder_norm", "gn"))
             name = f"{module}.{'scale' if is_norm else 'kernel'}"
-        arrays[name.replace(".", "/")] = tensor.contiguous().numpy()
+        exact = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which numpy does not have
+        arrays[name.replace(".", "/")] = exact.contiguous().numpy()
     return arrays
 
 

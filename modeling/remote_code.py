@@ -12,6 +12,12 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_vit.ViTForImageClassification",
     "AutoBackbone": "modeling_vit.ViTBackbone",
 }
+PROCESSOR_AUTO_MAP = {
+    "AutoImageProcessor": {
+        "torchvision": "image_processing_vit.VitrailImageProcessor",
+        "pil": "image_processing_vit.VitrailImageProcessorPil",
+    }
+}
 
 
 def copy_sources(folder: str | Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from .errors import InputError
 from .geometry import pair, resnet_stride
 from .tensor_names import inverted, rename
+from .timm_preprocessing import timm_from_processor
 
 
 _NAMES = {
@@ -40,7 +41,6 @@ _NAMES = {
     "vit.attention_pooling.attention.out_proj": "attn_pool.proj",
     "vit.attention_pooling.layernorm": "attn_pool.norm",
     "vit.attention_pooling.mlp": "attn_pool.mlp",
-    "pre_logits": "pre_logits.fc",
     "classifier": "head",
     "distillation_classifier": "head_dist",
 }
@@ -144,8 +144,6 @@ def from_timm(
         "pool_before_norm": pool_before_norm,
         "drop_path_rate": model_args.get("drop_path_rate") or 0.0,
     }
-    if "pre_logits.weight" in tensors:
-        fields["representation_size"] = len(tensors["pre_logits.weight"])
     fields |= _resnet(tensors)
     fields |= _positions(fields, tensors, model_args, pretrained, source)
     fields["pooling"] = _pooling(fields, tensors, model_args.get("global_pool") or config.get("global_pool"), source)
@@ -215,7 +213,7 @@ def to_timm(
         "num_features": config["hidden_size"],
         "global_pool": model_args["global_pool"],
         "model_args": {name: value for name, value in model_args.items() if value is not None},
-        "pretrained_cfg": pretrained_cfg | _preprocessing(processor, height),
+        "pretrained_cfg": pretrained_cfg | (timm_from_processor(processor) if processor else {}),
         **({"label_names": list(config["id2label"].values())} if num_classes else {}),
     }, tensors
 
@@ -315,7 +313,3 @@ def _labels(config: dict[str, Any], pretrained: dict[str, Any], count: int) -> d
     if isinstance(descriptions, list):
         descriptions = dict(zip(names, descriptions))
     return {index: descriptions.get(name, name) for index, name in enumerate(names)}
-
-
-def _preprocessing(processor: dict[str, Any] | None, side: int) -> dict[str, Any]:
-    return {}

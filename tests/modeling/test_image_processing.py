@@ -18,7 +18,8 @@ import transformers
 from PIL import GifImagePlugin, Image, ImageCms, ImageOps
 
 from vitrail.modeling import InputError, ViTImageProcessor, ViTImageProcessorPil, read_image
-from vitrail.modeling.image_processing_vit import timm_preprocessing, to_rgb
+from vitrail.modeling.pictures import to_rgb
+from vitrail.modeling.timm_preprocessing import processor_from_timm, timm_from_processor
 
 
 SIZE = {"height": 32, "width": 48}
@@ -149,6 +150,7 @@ def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
 def test_missing_file_and_missing_processor_are_named(tmp_path):
     with pytest.raises(InputError, match=r"There is no image .*nowhere\.png"):
         read_image(tmp_path / "nowhere.png")
+    transformers.ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"has no preprocessor_config\.json"):
         ViTImageProcessor.from_pretrained(tmp_path)
 
@@ -515,7 +517,7 @@ def test_preprocessing_of_timm(photo, mode, shape, crop_pct, interpolation):
     cfg = {"input_size": (3, *shape), "crop_pct": crop_pct, "crop_mode": mode, "interpolation": interpolation}
     cfg |= {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg), is_training=False)
-    torchvision, pil = (backend(**timm_preprocessing(cfg)) for backend in BACKENDS)
+    torchvision, pil = (backend(**processor_from_timm(cfg)) for backend in BACKENDS)
     level = 1 / 255 / 0.224
     for image_size in [(60, 40), (37, 60), (41, 41), (23, 35), (64, 11)] + [(400, 1), (2, 903)] * (mode != "border"):
         image = photo.resize(image_size)
@@ -527,21 +529,39 @@ def test_preprocessing_of_timm(photo, mode, shape, crop_pct, interpolation):
 
 def test_preprocessing_of_timm_by_default_and_in_gray(photo):
     transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg={"x": 1}), is_training=False)
-    processor = ViTImageProcessorPil(**timm_preprocessing({}))
+    processor = ViTImageProcessorPil(**processor_from_timm({}))
     torch.testing.assert_close(pixels(processor, photo), transform(photo)[None], atol=1e-5, rtol=0)
     cfg = {"input_size": [1, 24, 24], "mean": [0.4], "std": [0.2], "interpolation": "bicubic"}
     transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg), is_training=False)
-    gray = pixels(ViTImageProcessorPil(**timm_preprocessing(cfg)), photo.convert("L"))
+    gray = pixels(ViTImageProcessorPil(**processor_from_timm(cfg)), photo.convert("L"))
     torch.testing.assert_close(gray, transform(photo.convert("L"))[None], atol=1e-5, rtol=0)
     for name in ("crop_mode", "interpolation"):
         with pytest.raises(InputError, match=f"{name} is 'odd', but timm knows"):
-            timm_preprocessing({name: "odd"})
+            processor_from_timm({name: "odd"})
 
 
-def test_timm_checkpoints_that_stock_can_express_stay_stock():
-    cfg = {"input_size": (3, 24, 24), "crop_pct": 1.0, "crop_mode": "squash"}
-    assert "fit" not in timm_preprocessing(cfg)
-    assert timm_preprocessing(cfg | {"crop_mode": "border"})["fit"] == "pad"
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 0.95, 1.0])
+def test_preprocessing_of_timm_survives_the_way_there_and_back(mode, crop_pct):
+    cfg = {"input_size": [3, 224, 224], "crop_pct": crop_pct, "crop_mode": mode, "interpolation": "bilinear"}
+    processor = ViTImageProcessor(**processor_from_timm(cfg))
+    again = ViTImageProcessor(**processor_from_timm(timm_from_processor(processor.to_dict())))
+    assert again.to_dict() == processor.to_dict()
+
+
+def test_timm_checkpoints_that_stock_can_express_stay_stock(photo, tmp_path):
+    """All but a pixel: torchvision, which timm uses, cuts at half a pixel the other way than transformers."""
+    cfg = {"input_size": (3, 24, 24), "crop_pct": 0.75, "interpolation": "bilinear"}
+    ours = ViTImageProcessor(**processor_from_timm(cfg))
+    ours.save_pretrained(tmp_path)
+    stock = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(stock) is transformers.ViTImageProcessor
+    even = photo.resize((64, 32))
+    assert torch.equal(pixels(stock, even), pixels(ours, even))
+    again = ViTImageProcessor.from_pretrained(tmp_path)
+    odd = photo.resize((67, 32))
+    assert torch.equal(pixels(again, odd), pixels(ours, odd))
+    assert not torch.equal(pixels(stock, odd), pixels(ours, odd))
 
 
 OLD_FILES = {
