@@ -230,12 +230,13 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, but must be at least 1.")
         for name in ("image_size", "patch_size"):
-            sides = pair(getattr(self, name))
-            message = f"{name} is {getattr(self, name)}, but must be a positive number or (height, width)."
-            _require(min(sides) >= 1, message)
+            size = getattr(self, name)
+            message = f"{name} is {size}, but must be a positive number or (height, width)."
+            _require((isinstance(size, int) or len(size) == 2) and min(pair(size)) >= 1, message)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "patch_dropout_prob"):
             message = f"{name} is {getattr(self, name)}, but must be at least 0 and less than 1."
             _require(0 <= getattr(self, name) < 1, message)
+        _require(self.layer_norm_eps > 0, f"layer_norm_eps is {self.layer_norm_eps}, but must be more than 0.")
         _require(
             self.hidden_act in ACT2FN, f"hidden_act is {self.hidden_act!r}, but must be one of {', '.join(ACT2FN)}."
         )
@@ -249,8 +250,8 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
             f"{f' times the ResNet stride {self.resnet_stride}' if self.resnet_stride > 1 else ''}, "
             "so that patches tile the image.",
         )
-        self._validate_positions()
         self._validate_tokens()
+        self._validate_positions()
         if self.resnet_depths is not None:
             _require(
                 all(depth >= 1 for depth in self.resnet_depths)
