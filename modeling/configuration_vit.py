@@ -7,6 +7,7 @@ import json
 from typing import Any, ClassVar, Literal, Self
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
@@ -317,6 +318,19 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if not self.is_stock:
             copy_sources(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """The configuration of a dictionary with some of its fields changed, and all of them checked together.
+
+        Raises:
+            InputError: a field has the wrong type, or the fields contradict each other.
+        """
+        changed = {name: kwargs.pop(name) for name in ViTConfig.__annotations__ if name in kwargs}
+        try:
+            return super().from_dict(config_dict | changed, **kwargs)
+        except StrictDataclassError as error:
+            raise InputError(str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")) from error
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

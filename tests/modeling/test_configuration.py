@@ -89,3 +89,38 @@ def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": ')
     with pytest.raises(InputError, match=r"config\.json is not valid JSON"):
         ViTConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 100}, r"^num_attention_heads \(12\) must divide hidden_size \(100\)\.$"),
+        ({"image_size": 225}, r"^image_size \(225\) must be a multiple of patch_size \(16\), so that patches tile"),
+        ({"hidden_act": "sine"}, "^hidden_act is 'sine'"),
+        ({"num_hidden_layers": "many"}, "num_hidden_layers"),
+    ],
+)
+def test_an_impossible_file_or_change_is_one_sentence(tmp_path, fields, message):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"} | fields))
+    with pytest.raises(InputError, match=message) as in_the_file:
+        ViTConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(InputError, match=message) as as_a_change:
+        ViTConfig.from_pretrained(tmp_path, **fields)
+    assert str(in_the_file.value) == str(as_a_change.value)
+    assert "\n" not in str(in_the_file.value)
+
+
+def test_a_change_of_depth_changes_what_a_backbone_returns(tmp_path):
+    ViTConfig().save_pretrained(tmp_path)
+    config = ViTConfig.from_pretrained(tmp_path, num_hidden_layers=3)
+    assert (config.out_features, config.out_indices) == (["stage3"], [3])
+    assert "out_features" not in json.loads(config.to_json_string())
+    chosen = ViTConfig(num_hidden_layers=3, out_indices=[1, 3])
+    chosen.save_pretrained(tmp_path)
+    assert ViTConfig.from_pretrained(tmp_path).out_features == ["stage1", "stage3"]
+
+
+def test_a_label_called_like_the_model_stays(tmp_path):
+    ViTConfig(id2label={0: "vit", 1: "vitrail"}).save_pretrained(tmp_path)
+    assert ViTConfig.from_pretrained(tmp_path).labels == ["vit", "vitrail"]
