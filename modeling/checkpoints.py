@@ -190,8 +190,8 @@ def fit_to_model(
 ) -> tuple[dict[str, torch.Tensor], str | None]:
     """Makes sure that a checkpoint's tensors are exactly those that a model needs.
 
-    Heads of other objectives are left out. A classification head for another number of classes gives way to zeros: "we
-    remove the whole pre-trained prediction head and attach a zero-initialized D x K feedforward layer" (Section 3.2).
+    Heads of other objectives are left out. The last layer of a head for another number of classes gives way to zeros:
+    "a zero-initialized D x K feedforward layer" (Section 3.2).
 
     Args:
         state_dict: the checkpoint's tensors by vitrail's names.
@@ -208,12 +208,14 @@ def fit_to_model(
     needed = {name if has_base_prefix else _BASE + name: tuple(tensor.shape) for name, tensor in expected.items()}
     new_head = None
     for objective in _OBJECTIVES:
-        wanted = {name for name in needed if name.startswith(objective)}
-        if not wanted:
-            state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(objective)}
-        elif new_head := _new_head(state_dict, needed, objective):
-            state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(objective)}
-            state_dict |= {name: _initial(name, needed[name]) for name in wanted}
+        found = {name: tensor for name, tensor in state_dict.items() if name.startswith(objective)}
+        wanted = {name: shape for name, shape in needed.items() if name.startswith(objective)}
+        if wanted and (new_head := _what_is_new(found, wanted)) is None:
+            continue
+        state_dict = {name: tensor for name, tensor in state_dict.items() if name not in found}
+        for name, shape in wanted.items():
+            keep = name in found and not _is_output(name)
+            state_dict[name] = found[name] if keep else _initial(name, shape)
 
     _complain(source, "lacks", needed.keys() - state_dict.keys())
     _complain(source, "has unexpected", state_dict.keys() - needed.keys())
@@ -225,16 +227,19 @@ def fit_to_model(
     return state_dict, new_head
 
 
-def _new_head(
-    state_dict: dict[str, torch.Tensor], needed: dict[str, tuple[int, ...]], objective: tuple[str, ...]
-) -> str | None:
-    output = next(name for name in needed if name.startswith(objective) and name.endswith("classifier.weight"))
-    classes = needed[output][0]
-    if output not in state_dict:
-        return f"the checkpoint has none, the model has {classes} classes"
-    if len(state_dict[output]) != classes:
-        return f"the checkpoint's has {len(state_dict[output])} classes, the model's {classes}"
+def _what_is_new(found: dict[str, torch.Tensor], wanted: dict[str, tuple[int, ...]]) -> str | None:
+    """Says what is wrong with the checkpoint's head for this model; None where it fits, or is merely damaged."""
+    for name, (classes, *_) in wanted.items():
+        if _is_output(name) and name.endswith(".weight"):
+            if name not in found:
+                return f"the checkpoint has none, the model has {classes} classes"
+            if len(found[name]) != classes:
+                return f"the checkpoint's has {len(found[name])} classes, the model's {classes}"
     return None
+
+
+def _is_output(name: str) -> bool:
+    return name.partition(".")[0].endswith("classifier")
 
 
 def _initial(name: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -115,10 +115,8 @@ class ViTEmbeddings(nn.Module):
         elif config.position_embedding == "learned_2d":  # Appendix D.4: the X- and the Y-embedding, concatenated
             rows = resize_learned_2d(self.row_embeddings, grid_shape[0], config.position_resize)
             columns = resize_learned_2d(self.column_embeddings, grid_shape[1], config.position_resize)
-            x, y = (
-                columns[:, None].expand(-1, grid_shape[0], -1, -1),
-                rows[:, :, None].expand(-1, -1, grid_shape[1], -1),
-            )
+            x = columns[:, None].expand(-1, grid_shape[0], -1, -1)  # (1 or L, rows, columns, D/2)
+            y = rows[:, :, None].expand(-1, -1, grid_shape[1], -1)
             positions = torch.cat((x, y), dim=-1).flatten(1, 2)
         elif config.position_embedding == "sincos_2d":
             weight = self.patch_embeddings.projection.weight
@@ -381,10 +379,10 @@ class ViTPreTrainedModel(PreTrainedModel):
                 take `config` and `state_dict` as they are.
             config: a `ViTConfig` to use instead of the checkpoint's own.
             state_dict: tensors to use instead of the checkpoint's own.
-            kwargs: fields of the config to change (`num_labels=10` attaches a new head in place of the pre-training
-                head, and a warning says so; `image_size=384` resizes the position embeddings by the rule of the
-                checkpoint's origin), and the arguments of `PreTrainedModel.from_pretrained`: `dtype` (by default the
-                checkpoint's own), `device_map`, `attn_implementation`, ...
+            kwargs: fields of the config to change, and the arguments of `PreTrainedModel.from_pretrained`: `dtype` (by
+                default the checkpoint's own), `device_map`, `attn_implementation`, ... `num_labels=10` attaches a new
+                head in place of the whole pre-trained one, and a warning says so; with `representation_size` as it was,
+                the hidden layer stays. `image_size=384` resizes the position embeddings by `position_resize`.
 
         Raises:
             InputError: not a ViT, a damaged file, or a tensor that is missing, unexpected or of the wrong shape.
@@ -489,6 +487,8 @@ class ViTModel(ViTPreTrainedModel):
 
     def _grid_shape(self, pixel_values: torch.Tensor, interpolate: bool | None) -> tuple[int, int]:
         config = self.config
+        if pixel_values.ndim != 4:
+            raise InputError(f"The images have the shape {tuple(pixel_values.shape)}, which is not (B, C, H, W).")
         channels, height, width = pixel_values.shape[1:]
         if channels != config.num_channels:
             raise InputError(f"The images have {channels} channels, but the model reads {config.num_channels}.")

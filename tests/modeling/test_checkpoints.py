@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from vitrail.modeling import InputError, ViTForImageClassification, ViTModel
+from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 
 PIXELS = torch.linspace(-1, 1, 2 * 3 * 24 * 16).view(2, 3, 24, 16)
@@ -147,3 +147,21 @@ def test_folder_without_weights_is_named(tiny_config, tmp_path):
     tiny_config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"has no model\.safetensors"):
         ViTForImageClassification.from_pretrained(tmp_path)
+
+
+def test_a_weights_file_loads_with_the_config_beside_it(saved, tiny_model):
+    model = ViTForImageClassification.from_pretrained(saved / "model.safetensors")
+    assert torch.equal(model(PIXELS).logits, tiny_model(PIXELS).logits)
+    assert ViTConfig.from_pretrained(saved / "model.safetensors").image_shape == (24, 16)
+    ViTImageProcessor(size={"height": 24, "width": 16}).save_pretrained(saved)
+    assert ViTImageProcessor.from_pretrained(saved / "model.safetensors").size["height"] == 24
+
+
+def test_a_configuration_of_ones_own_is_fitted_too(saved, tiny_model):
+    """As the Auto classes do: they make the configuration themselves and hand it over."""
+    config = ViTConfig.from_pretrained(saved, image_size=(32, 48), num_labels=2)
+    model = ViTForImageClassification.from_pretrained(saved, config=config)
+    larger = torch.randn(1, 3, 32, 48)
+    expected = tiny_model.vit(larger, interpolate_pos_encoding=True).pooler_output
+    torch.testing.assert_close(model.vit(larger).pooler_output, expected, atol=1e-6, rtol=1e-5)
+    assert model(larger).logits.shape == (1, 2)

@@ -70,9 +70,11 @@ def test_fine_tuning_removes_the_whole_pre_training_head():
     model = load("representation", num_labels=3)
     assert model.pre_logits is None
     assert not model(pixels("representation")).logits.any()
-    kept = load("representation", num_labels=3, representation_size=12)
-    assert torch.equal(kept.pre_logits.weight, load("representation").pre_logits.weight) is False  # a new head is new
-    assert kept.pre_logits.weight.abs().max() > 0
+    kept = load("representation", num_labels=3, representation_size=12)  # the other variant in the paper's code
+    assert torch.equal(kept.pre_logits.weight, load("representation").pre_logits.weight)
+    assert not kept.classifier.weight.any()
+    widened = load("token", num_labels=3, representation_size=7)
+    assert widened.pre_logits.weight.abs().max() > 0  # a hidden layer of zeros would never learn
 
 
 def test_its_images_are_prepared_as_the_papers_code_does():

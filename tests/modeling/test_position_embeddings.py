@@ -223,3 +223,5 @@ def test_registers_and_images_that_patches_do_not_tile(build, pixels):
         model(torch.zeros(1, 3, 0, 16), interpolate_pos_encoding=True)
     with pytest.raises(InputError, match="1 channels, but the model reads 3"):
         model(torch.zeros(1, 1, 24, 16))
+    with pytest.raises(InputError, match=r"shape \(3, 24, 16\), which is not \(B, C, H, W\)"):
+        model(torch.zeros(3, 24, 16))
