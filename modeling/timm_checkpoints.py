@@ -44,6 +44,7 @@ _NAMES = {
     "classifier": "head",
     "distillation_classifier": "head_dist",
 }
+_WRAPPER = "timm_model."  # what transformers' `TimmWrapper` puts before the names
 _ROOT_ALONE = {"vit.embeddings.patch_embeddings.resnet.root": "patch_embed.backbone"}
 _POOL_BEFORE_NORM = {"vit.layernorm": "fc_norm"}
 
@@ -104,6 +105,7 @@ def from_timm(
         raise InputError(f"{source} holds timm's {architecture}, which is none of the ViTs that vitrail knows.")
     if unknown := model_args.keys() - _MODEL_ARGS:
         raise InputError(f"{source} holds a {architecture} with {sorted(unknown)[0]}, which vitrail does not know.")
+    state_dict = {name.removeprefix(_WRAPPER): tensor for name, tensor in state_dict.items()}
     pool_before_norm = "fc_norm.weight" in state_dict
     names = _NAMES | (_POOL_BEFORE_NORM if pool_before_norm else {})
     if "patch_embed.backbone.conv.weight" in state_dict:

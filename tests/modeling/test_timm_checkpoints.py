@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from timm.models._hub import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
@@ -145,6 +146,19 @@ def test_label_names_and_old_flat_files(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(flat))
     old = ViTConfig.from_pretrained(tmp_path)
     assert (old.num_attention_heads, len(old.labels)) == (1, 5)  # 64 channels a head where nothing else is said
+
+
+@torch.no_grad()
+def test_what_transformers_timm_wrapper_saved_loads(tmp_path):
+    model = timm.create_model("vit_base_patch16_224", **SMALL, img_size=32, patch_size=8)
+    save_for_hf(model.eval(), tmp_path / "timm", safe_serialization=True)
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    del config["model_args"]["num_classes"]  # which the wrapper would pass to timm twice
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+    wrapped = transformers.TimmWrapperForImageClassification.from_pretrained(tmp_path / "timm", num_labels=5)
+    wrapped.save_pretrained(tmp_path / "wrapped")
+    ours = ViTForImageClassification.from_pretrained(tmp_path / "wrapped")
+    assert relative_error(ours(images(model)).logits, wrapped.eval()(images(model)).logits) < 1e-6
 
 
 @pytest.mark.parametrize(
