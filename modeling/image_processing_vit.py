@@ -96,11 +96,11 @@ class _AnyImage(BaseImageProcessor):
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
-        source = pretrained_model_name_or_path
+        source = str(pretrained_model_name_or_path)
         if is_npz(source):
             return read_preprocessing(source), split_hub_kwargs(kwargs)[1]
         if Path(source).is_file():  # of weights, with its preprocessor_config.json beside it
-            source = Path(source).parent
+            source = str(Path(source).parent)
         try:
             fields, kwargs = super().get_image_processor_dict(source, **kwargs)
         except OSError as error:

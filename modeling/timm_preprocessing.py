@@ -74,7 +74,7 @@ def timm_from_processor(processor: dict[str, Any]) -> dict[str, Any]:
     """The same in the other direction, for the fields of `pretrained_cfg` that say how images are prepared."""
     size = {name: side for name, side in processor["size"].items() if side}
     fit = processor.get("fit") or ("crop" if "shortest_edge" in size else "squash")
-    resized = [size.get("shortest_edge", size.get(name)) for name in ("height", "width")]
+    resized = [size["shortest_edge"]] * 2 if "shortest_edge" in size else [size["height"], size["width"]]
     crop_size = processor.get("crop_size") if processor["do_center_crop"] else None
     target = [crop_size[name] for name in ("height", "width")] if crop_size else resized
     crop_pct = target[0] / resized[0]
