@@ -30,5 +30,5 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     remarks = convert(arguments.source, arguments.destination, arguments.to, revision=arguments.revision)
     for remark in remarks:
         print(remark)
-    print(f"{arguments.destination} holds the same model in {arguments.to}'s format; it was read back and compared.")
+    print(f"{arguments.destination} holds the same model in the format of {arguments.to}: read back and compared.")
     return 0

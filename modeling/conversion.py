@@ -55,12 +55,14 @@ def convert(source: str | Path, destination: str | Path, to: Format = "vitrail",
         raise InputError(f"{destination} should {'' if to == 'npz' else 'not '}end in .npz for the format {to}.")
     if destination.is_file() and to != "npz":
         raise InputError(f"{destination} is a file; give a folder to write to.")
-    if to == "vitrail":
-        return _to_vitrail(source, destination, **hub_kwargs)
-
     checkpoint = read_checkpoint(source, **hub_kwargs)
     config = ViTConfig.from_dict(checkpoint.config)
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state_dict.items()}
+    if to == "vitrail":
+        _save(tensors, source, destination, **hub_kwargs)
+        saved = read_checkpoint(destination)
+        _require_same(to, config, tensors, ViTConfig.from_dict(saved.config), saved.state_dict)
+        return []
     if unknown := {"mask_token", "color_classifier.weight"} & tensors.keys():
         raise InputError(f"The format {to} cannot express {min(unknown)}, a part of masked patch prediction.")
     fields = config.to_dict()
@@ -95,8 +97,7 @@ def convert(source: str | Path, destination: str | Path, to: Format = "vitrail",
     return _remarks(to, config, again, processor)
 
 
-def _to_vitrail(source: str | Path, destination: Path, **hub_kwargs: Any) -> list[str]:
-    tensors = read_checkpoint(source, **hub_kwargs).state_dict
+def _save(tensors: dict[str, torch.Tensor], source: str | Path, destination: Path, **hub_kwargs: Any) -> None:
     model_class = ViTModel
     if "classifier.weight" in tensors:
         model_class = ViTForImageClassification
@@ -105,7 +106,6 @@ def _to_vitrail(source: str | Path, destination: Path, **hub_kwargs: Any) -> lis
     model_class.from_pretrained(source, **hub_kwargs).save_pretrained(destination)
     if (processor := _processor(source, **hub_kwargs)) is not None:
         processor.save_pretrained(destination)
-    return []
 
 
 def _processor(source: str | Path, **hub_kwargs: Any) -> ViTImageProcessor | None:
@@ -137,8 +137,8 @@ def _require_same(
 def _computed(config: ViTConfig, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The fields that decide what a model with these tensors computes."""
     names = [name for name in ViTConfig.__annotations__ if name not in _NOT_COMPARED and name != "model_type"]
-    fields = {name: getattr(config, name) for name in names}
-    fields |= {"image_size": config.image_shape, "patch_size": config.patch_shape}
+    fields = {name: getattr(config, name) for name in names if name not in ("image_size", "patch_size")}
+    fields |= {"image_size": config.image_shape, "patch_size": config.patch_shape}  # last, as others explain them
     if config.resnet_depths is None:
         fields["resnet_width"] = fields["resnet_numerics"] = None
     else:

@@ -51,7 +51,7 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("train", "evaluate", "predict", "demo"):
+    for verb in ("train", "evaluate", "predict", "convert", "demo"):
         assert verb in done.stdout
 
 
@@ -175,3 +175,17 @@ def test_the_installed_command_runs():
     assert program is not None
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("vitrail ")
+
+
+def test_convert_writes_says_and_refuses(model, tmp_path, capsys):
+    assert main(["convert", str(model), str(tmp_path / "timm"), "--to", "timm"]) == 0
+    said = capsys.readouterr().out
+    assert "timm resizes position embeddings by bicubic_antialias, this model by bilinear." in said
+    assert "holds the same model in the format of timm: read back and compared." in said
+    assert main(["convert", str(tmp_path / "timm"), str(tmp_path / "back")]) == 0
+    assert (tmp_path / "back" / "model.safetensors").read_bytes()[-1000:] == (
+        (model / "model.safetensors").read_bytes()[-1000:]
+    )
+    assert main(["convert", str(model), str(tmp_path / "model.npz"), "--to", "npz"]) == 2
+    assert "npz cannot express" in capsys.readouterr().err
+    assert not (tmp_path / "model.npz").exists()
