@@ -1,4 +1,4 @@
-"""Any labelled images, any ViT.
+"""Any images, any ViT.
 
 vitrail train --dataset digits
 """
@@ -23,10 +23,14 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     split = "test" if "test_accuracy" in result.metrics else "validation"
     accuracy = result.metrics.get("test_accuracy", result.metrics["eval_accuracy"])
     program = "vitrail" if shutil.which("vitrail") else sys.argv[0]
+    if result.samples:
+        what, steps = "", [f"predict --model {folder} {result.samples[0]}", f"demo --model {folder}"]
+    else:
+        what, steps = "corrupted patches of the ", [f"train --model {folder} --dataset LABELLED_IMAGES"]
     print(
-        f"\nAccuracy {accuracy:.2%} on the {result.images[split]:,} images of the {split} split.\n"
-        f"The model, its card and its figures are in {folder}. Next:\n"
-        f"  {program} predict --model {folder} {result.samples[0]}\n"
-        f"  {program} demo --model {folder}"
+        f"\nAccuracy {accuracy:.2%} on the {what}{result.images[split]:,} images of the {split} split.\n"
+        f"The model, its card and its figures are in {folder}. Next:"
     )
+    for step in steps:
+        print(f"  {program} {step}")
     return 0

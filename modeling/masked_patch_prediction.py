@@ -56,13 +56,18 @@ class ViTForMaskedPatchPrediction(ViTPreTrainedModel):
     """Self-supervised pre-training: the mean colours of corrupted patches are predicted (Appendix B.1.2).
 
     Half of an image's patch embeddings are corrupted: 80 % of them give way to a learned mask embedding, 10 % to
-    another patch's embedding and 10 % stay as they are. Raises `InputError` for a model that does not read 3 channels.
+    another patch's embedding and 10 % stay as they are. Raises `InputError` for a model that does not read 3 channels,
+    or that leaves out patches in training.
     """
 
     def __init__(self, config: ViTConfig):
         super().__init__(config)
         if config.num_channels != 3:
             raise InputError(f"Masked patch prediction is about colours, but num_channels is {config.num_channels}.")
+        if config.patch_dropout_prob:
+            raise InputError(
+                f"Masked patch prediction needs every patch, but patch_dropout_prob is {config.patch_dropout_prob}."
+            )
         self.vit = ViTModel(config)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.color_classifier = nn.Linear(config.hidden_size, 8**3)

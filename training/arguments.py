@@ -22,7 +22,8 @@ _RECIPES = resources.files("vitrail.training.recipes")
 RECIPE_NAMES = sorted(path.name.removesuffix(".yaml") for path in _RECIPES.iterdir() if path.name.endswith(".yaml"))
 
 
-METRICS = ("accuracy", "f1_macro", "loss")
+# What can be learned, and by which figures the best of a training can be chosen.
+OBJECTIVES = {"classification": ("accuracy", "f1_macro", "loss"), "masked-patch": ("accuracy", "loss")}
 
 
 @dataclass
@@ -48,7 +49,8 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "'digits', a Hub data-set id, a folder of images (one sub-folder a class), or parquet/arrow files."
+            "help": "'digits', a Hub data-set id, a folder of images (one sub-folder a class, if classes are learned), "
+            "or parquet/arrow files."
         }
     )
     dataset_config: str | None = field(default=None, metadata={"help": "The configuration of a Hub data set."})
@@ -92,6 +94,12 @@ class ViTTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": f"Settings to start from, which flags override: {', '.join(RECIPE_NAMES)}."},
     )
+    objective: str = field(
+        default="classification",
+        metadata={
+            "help": f"What is learned: {' or '.join(OBJECTIVES)}, which is pre-training on images without labels."
+        },
+    )
     learning_rate: float = field(default=1e-4, metadata={"help": "The peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate's way down."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share when below 1."})
@@ -115,8 +123,10 @@ class ViTTrainingArguments(TrainingArguments):
         _require(math.isfinite(self.learning_rate) and self.learning_rate >= 0, "learning_rate must be a number >= 0")
         _require(self.seed >= 0, "seed must be at least 0")
         _require(self.dataloader_num_workers >= 0, "dataloader_num_workers must be at least 0")
+        _require(self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}")
+        metrics = OBJECTIVES[self.objective]
         metric = (self.metric_for_best_model or "loss").removeprefix("eval_")
-        _require(metric in METRICS, f"metric_for_best_model must be one of {', '.join(METRICS)}")
+        _require(metric in metrics, f"metric_for_best_model must be one of {', '.join(metrics)} in {self.objective}")
         _require(not self.prediction_loss_only, "prediction_loss_only would leave no accuracy to report")
         _require(
             not self.batch_eval_metrics, "batch_eval_metrics is not supported; evaluation takes all logits at once"
@@ -156,7 +166,12 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         raise InputError(" ".join(str(error).split())) from error
     if unknown:
         parser.error(f"there is no flag {unknown[0]}")
-    return cast("tuple[ModelArguments, DataArguments, ViTTrainingArguments]", tuple(parsed))
+    model, data, training = cast("tuple[ModelArguments, DataArguments, ViTTrainingArguments]", tuple(parsed))
+    _require(
+        training.objective == "classification" or data.label_column is None,
+        f"label_column is for classification; {training.objective} learns from the images alone",
+    )
+    return model, data, training
 
 
 def _require(holds: bool, sentence: str) -> None:

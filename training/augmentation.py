@@ -11,26 +11,23 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import pil_torch_interpolation_mapping
 
-from vitrail.modeling import InputError, ViTImageProcessor, read_image
+from vitrail.modeling import InputError, ViTImageProcessor, mean_color_classes, read_image
 from vitrail.training.arguments import DataArguments
 
 
 Rows = dict[str, list[Any]]
+# What there is to learn of rows whose images, (B, C, H, W) in [0, 255], are not normalised yet.
+Labels = Callable[[Rows, torch.Tensor], torch.Tensor]
 
 
-class _DecodeRows:
-    """Rows with `image` (undecoded), `label` and `row` -> `labels`, and images for `pixels`.
+def class_labels(rows: Rows, images: torch.Tensor) -> torch.Tensor:
+    """The rows' classes, (B,)."""
+    return torch.tensor(rows["label"])
 
-    Raises:
-        InputError: an image cannot be decoded; its file, or else its row, is named.
-    """
 
-    def __init__(self, pixels: Callable[[list], torch.Tensor]):
-        self.pixels = pixels
-
-    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
-        images = [_read(image, row) for image, row in zip(rows["image"], rows["row"])]
-        return {"pixel_values": self.pixels(images), "labels": torch.tensor(rows["label"])}
+def color_labels(rows: Rows, images: torch.Tensor, patch_shape: tuple[int, int]) -> torch.Tensor:
+    """The mean colours of the images' own patches, (B, N): see `mean_color_classes`."""
+    return mean_color_classes(images / 255, patch_shape)
 
 
 def _read(image: dict | None, row: int) -> Image.Image:
@@ -39,22 +36,41 @@ def _read(image: dict | None, row: int) -> Image.Image:
     return read_image(image["bytes"] or image["path"], name=image["path"] or f"of row {row} of the data set")
 
 
-class EvaluationTransform(_DecodeRows):
-    """What the image processor does, and nothing else: rows -> `pixel_values` (B, C, H, W), `labels` (B,)."""
+class EvaluationTransform:
+    """What the image processor does, and nothing else.
 
-    def __init__(self, processor: ViTImageProcessor):
-        super().__init__(lambda images: processor(images, return_tensors="pt").pixel_values)
+    Rows with `image` (undecoded), `row` and what `labels` reads -> `pixel_values` (B, C, H, W), `labels` (B, ...).
 
-
-class TrainingTransform(_DecodeRows):
-    """Random crop, flip and affine variation, then the processor's normalisation.
-
-    rows -> `pixel_values` (B, C, H, W), `labels` (B,). Every image draws its own variation.
+    Raises:
+        InputError: an image cannot be decoded; its file, or else its row, is named.
     """
 
-    def __init__(self, processor: ViTImageProcessor, arguments: DataArguments):
-        super().__init__(self._vary)
-        self.processor = processor
+    def __init__(self, processor: ViTImageProcessor, labels: Labels = class_labels):
+        self.processor, self.labels = processor, labels
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        processor = self.processor
+        images = self._framed([_read(image, row) for image, row in zip(rows["image"], rows["row"])])
+        pixel_values = processor.rescale_and_normalize(
+            images,
+            processor.do_rescale,
+            processor.rescale_factor,
+            processor.do_normalize,
+            processor.image_mean,
+            processor.image_std,
+        )
+        return {"pixel_values": pixel_values, "labels": self.labels(rows, images)}
+
+    def _framed(self, images: list, **kwargs: Any) -> torch.Tensor:
+        """What of the images is seen, (B, C, H, W) in [0, 255]."""
+        return self.processor(images, do_rescale=False, do_normalize=False, return_tensors="pt", **kwargs).pixel_values
+
+
+class TrainingTransform(EvaluationTransform):
+    """Random crop, flip and affine variation before the processor's normalisation; every image draws its own."""
+
+    def __init__(self, processor: ViTImageProcessor, arguments: DataArguments, labels: Labels = class_labels):
+        super().__init__(processor, labels)
         self.crop = None
         if arguments.crop_scale < 1:
             assert processor.output_size is not None  # it is the model's
@@ -65,25 +81,12 @@ class TrainingTransform(_DecodeRows):
         self.flip = v2.RandomHorizontalFlip(arguments.flip)
         self.affine = BatchedRandomAffine(arguments.rotation, arguments.scaling, arguments.translation)
 
-    def _vary(self, images: list) -> torch.Tensor:
-        processor = self.processor
-        batch = torch.stack([self.flip(image) for image in self._frame(images)])
-        return processor.rescale_and_normalize(
-            self.affine(batch.float()),
-            processor.do_rescale,
-            processor.rescale_factor,
-            processor.do_normalize,
-            processor.image_mean,
-            processor.image_std,
-        )
-
-    def _frame(self, images: list[Image.Image]) -> torch.Tensor:
-        """What of the images is seen, in 8 bits: a random crop each, or what the processor takes."""
-        as_they_are = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+    def _framed(self, images: list, **kwargs: Any) -> torch.Tensor:
         if self.crop is not None:
             images = [self.crop(tvF.pil_to_tensor(image)) for image in images]
-            as_they_are |= {"do_resize": False, "do_center_crop": False}
-        return self.processor(images, **as_they_are).pixel_values
+            kwargs |= {"do_resize": False, "do_center_crop": False}
+        batch = super()._framed(images, **kwargs)
+        return self.affine(torch.stack([self.flip(image) for image in batch]).float())
 
 
 class BatchedRandomAffine(torch.nn.Module):

@@ -11,12 +11,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from vitrail.modeling import ViTForImageClassification
+from vitrail.modeling import ViTForImageClassification, ViTForMaskedPatchPrediction
 from vitrail.training.arguments import ViTTrainingArguments
 
 
 _SPLITS = {"eval": "validation", "test": "test"}
-_METRICS = {"accuracy": "Accuracy", "f1_macro": "Macro-F1", "loss": "Loss"}
+_METRICS = {
+    "accuracy": "Accuracy",
+    "commonest_share": "Always the commonest colour",
+    "f1_macro": "Macro-F1",
+    "loss": "Loss",
+}
 
 _TEXT = """---
 {metadata}
@@ -24,9 +29,9 @@ _TEXT = """---
 
 # {name}
 
-A Vision Transformer that classifies images into {classes} classes. {origin}
+{purpose} {origin}
 
-![Held-out images, the prediction and where it looked](samples_with_rollout.png)
+{explanation}
 
 ## Results
 
@@ -36,12 +41,7 @@ These figures belong to the weights in this folder{selection}.
 
 ## Use
 
-```python
-from transformers import pipeline
-
-classify = pipeline("image-classification", "{location}")
-print(classify("path/to/image.png"))
-```
+{use}
 
 ## Model
 
@@ -52,6 +52,61 @@ print(classify("path/to/image.png"))
 
 {training}
 """
+
+_CLASSIFIER_USE = """```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", "{location}")
+print(classify("path/to/image.png"))
+```"""
+
+_PRETRAINED_USE = """Fine-tune it on images with labels; the classification head is new then:
+
+```
+vitrail train --model {location} --dataset path/to/labelled/images
+```
+
+```python
+from vitrail.modeling import ViTForImageClassification
+
+model = ViTForImageClassification.from_pretrained("{location}", num_labels=10)
+```"""
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """What the card says of a model for what it has learned.
+
+    Attributes:
+        task, pipeline: the Hub's names for the figures' task and for what the model can be used for.
+        purpose, explanation, use: text.
+    """
+
+    task: str
+    pipeline: str
+    purpose: str
+    explanation: str
+    use: str
+
+
+_OBJECTIVES = {
+    "classification": _Objective(
+        task="image-classification",
+        pipeline="image-classification",
+        purpose="A Vision Transformer that classifies images into {classes} classes.",
+        explanation="![Held-out images, the prediction and where it looked](samples_with_rollout.png)",
+        use=_CLASSIFIER_USE,
+    ),
+    "masked-patch": _Objective(
+        task="masked-image-modeling",
+        pipeline="image-feature-extraction",
+        purpose="A Vision Transformer pre-trained by masked patch prediction, without labels.",
+        explanation="It is not a classifier yet. Half of an image's patches are corrupted, and of each the mean colour "
+        "is predicted, one of 512 classes ([An Image is Worth 16x16 Words](https://arxiv.org/abs/2010.11929), Appendix "
+        "B.1.2). The figures below are of the corrupted patches alone.",
+        use=_PRETRAINED_USE,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +129,7 @@ class Provenance:
 
 
 def model_card(
-    model: ViTForImageClassification,
+    model: ViTForImageClassification | ViTForMaskedPatchPrediction,
     arguments: ViTTrainingArguments,
     provenance: Provenance,
     metrics: dict[str, float],
@@ -87,20 +142,20 @@ def model_card(
         provenance: what it was trained from and on.
         metrics: the final evaluation, keyed as the Trainer does: `eval_accuracy`, `test_loss`, ...
     """
-    config = model.config
+    config, objective = model.config, _OBJECTIVES[arguments.objective]
     assert arguments.output_dir is not None  # parse_arguments sees to it
     name = (arguments.hub_model_id or Path(arguments.output_dir).resolve().name).split("/")[-1]
     splits = [prefix for prefix in _SPLITS if f"{prefix}_accuracy" in metrics]
     metadata = ModelCardData(
         model_name=name,
         library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["vitrail", "vit", "image-classification"],
+        pipeline_tag=objective.pipeline,
+        tags=["vitrail", "vit", objective.task],
         datasets=provenance.dataset_id,
         base_model=provenance.base_model_id,
         eval_results=[
             EvalResult(
-                task_type="image-classification",
+                task_type=objective.task,
                 dataset_type=provenance.dataset_id or "local",
                 dataset_name=provenance.dataset,
                 dataset_split=_SPLITS[prefix],
@@ -117,11 +172,12 @@ def model_card(
     text = _TEXT.format(
         metadata=metadata,
         name=name,
-        classes=config.num_labels,
+        purpose=objective.purpose.format(classes=config.num_labels),
+        explanation=objective.explanation,
         origin=f"{origin} on {provenance.dataset} with Vitrail.",
         results=_results(splits, provenance, metrics),
         selection=f", the best of training by `{best}` on the validation split" if best else "",
-        location=arguments.hub_model_id or arguments.output_dir,
+        use=objective.use.format(location=arguments.hub_model_id or arguments.output_dir),
         parameters=model.num_parameters(),
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
@@ -139,9 +195,10 @@ def model_card(
 
 
 def _results(splits: list[str], provenance: Provenance, metrics: dict[str, float]) -> str:
-    lines = [f"| split | images | {' | '.join(_METRICS.values())} |", f"|---|{'---|' * (len(_METRICS) + 1)}"]
+    measured = {name: title for name, title in _METRICS.items() if f"eval_{name}" in metrics}
+    lines = [f"| split | images | {' | '.join(measured.values())} |", f"|---|{'---|' * (len(measured) + 1)}"]
     for prefix in splits:
-        figures = " | ".join(f"{metrics[f'{prefix}_{metric}']:.4f}" for metric in _METRICS)
+        figures = " | ".join(f"{metrics[f'{prefix}_{metric}']:.4f}" for metric in measured)
         lines.append(f"| {_SPLITS[prefix]} | {provenance.images[_SPLITS[prefix]]:,} | {figures} |")
     return "\n".join(lines)
 

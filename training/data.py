@@ -1,4 +1,4 @@
-"""Labelled images from anywhere, in one form: splits with the columns `image`, `label` and `row`."""
+"""Images from anywhere, in one form: splits with the columns `image`, `row` and, if wanted, `label`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +14,26 @@ from vitrail.modeling import InputError
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+
+
+def load_images(
+    dataset: str, config: str | None = None, revision: str | None = None, image_column: str | None = None
+) -> DatasetDict:
+    """Reads the images of a data set, whether they have labels or not.
+
+    Args:
+        dataset: as `load_splits` takes it; the images of a folder may lie in it anyhow.
+        config: the configuration of a Hub data set.
+        revision: its branch, tag or commit.
+        image_column: the column of images; by default the only one there is.
+
+    Returns:
+        splits with the columns `image` (undecoded) and `row` (the position in the split as it was read, from 0).
+
+    Raises:
+        InputError: there is no such data set, no images in it, or no column that can be the image.
+    """
+    return _images(_read(dataset, config, revision), image_column, dataset)
 
 
 def load_splits(
@@ -44,10 +64,8 @@ def load_splits(
     """
     splits = _read(dataset, config, revision)
     features = next(iter(splits.values())).features
-    image_column = _choose(image_column, _image_candidates(features), "image", features, dataset)
+    images = _images(splits, image_column, dataset)
     label_column = _choose(label_column, _label_candidates(features), "label", features, dataset)
-    if not isinstance(features[image_column], Image):
-        raise InputError(f"Column {image_column!r} of {dataset} does not hold images.")
     if not isinstance(features[label_column], (ClassLabel, Value)):
         raise InputError(f"Column {label_column!r} of {dataset} does not hold one class per image.")
 
@@ -63,17 +81,8 @@ def load_splits(
     names = _ordered_names([splits[split].features[label_column] for split in labels], labels.values())
     index = {name: position for position, name in enumerate(names)}
     label = ClassLabel(names=[str(name) for name in names])
-    return DatasetDict(
-        {
-            split_name(str(split)): splits[split]
-            .select_columns(image_column)
-            .rename_columns({image_column: "image"})
-            .cast_column("image", Image(decode=False))
-            .add_column("label", [index[value] for value in values], feature=label)
-            .add_column("row", np.arange(len(values)), feature=Value("int64"))
-            for split, values in labels.items()
-        }
-    )
+    indices = {split_name(str(split)): [index[value] for value in values] for split, values in labels.items()}
+    return DatasetDict({split: images[split].add_column("label", indices[split], feature=label) for split in indices})
 
 
 def split_name(split: str) -> str:
@@ -85,8 +94,9 @@ def with_validation(splits: DatasetDict, fraction: float, seed: int) -> tuple[Da
     """Makes sure that there is a `validation` split beside `train`.
 
     Args:
-        splits: the output of `load_splits`.
-        fraction: in (0, 1), the share of `train` to set aside, the same in every class, when there is none.
+        splits: the output of `load_splits` or `load_images`.
+        fraction: in (0, 1), the share of `train` to set aside when there is none; of labelled images, the same in every
+            class.
         seed: decides which images those are.
 
     Returns:
@@ -99,23 +109,27 @@ def with_validation(splits: DatasetDict, fraction: float, seed: int) -> tuple[Da
         raise InputError(f"The data set has no split 'train'; its splits are {', '.join(map(str, splits))}.")
     if "validation" in splits:
         return splits, None
-    counts = np.bincount(splits["train"]["label"], minlength=splits["train"].features["label"].num_classes)
-    names = splits["train"].features["label"].names
-    if 1 in counts:
-        raise InputError(
-            f"Class {names[int(np.argmax(counts == 1))]!r} has one image, too few for a validation split; "
-            "add images of it, or give the data set a validation split."
-        )
+    train = splits["train"]
+    labelled = "label" in train.features
+    if labelled:
+        names = train.features["label"].names
+        counts = np.bincount(train["label"], minlength=len(names))
+        if 1 in counts:
+            raise InputError(
+                f"Class {names[int(np.argmax(counts == 1))]!r} has one image, too few for a validation split; "
+                "add images of it, or give the data set a validation split."
+            )
     try:
-        parts = splits["train"].train_test_split(fraction, stratify_by_column="label", seed=seed)
+        parts = train.train_test_split(fraction, stratify_by_column="label" if labelled else None, seed=seed)
     except ValueError as error:
         raise InputError(
-            f"{sum(counts)} training images are too few to set {fraction:.0%} of them aside with every class among "
-            "them; raise --validation_fraction, or give the data set a validation split."
+            f"{len(train)} training images are too few to set {fraction:.0%} of them aside"
+            f"{' with every class among them' if labelled else ''}; raise --validation_fraction, or give the data set "
+            "a validation split."
         ) from error
     said = (
-        f"There is no validation split: {len(parts['test']):,} of {sum(counts):,} training images are set aside for it "
-        f"(stratified, seed {seed})."
+        f"There is no validation split: {len(parts['test']):,} of {len(train):,} training images are set aside for it "
+        f"({'stratified' if labelled else 'at random'}, seed {seed})."
     )
     return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]}), said
 
@@ -127,7 +141,9 @@ def _read(dataset: str, config: str | None, revision: str | None) -> DatasetDict
     if path.is_file() and path.suffix not in _BUILDERS:
         raise InputError(f"{dataset} is neither a folder nor a {' or '.join(_BUILDERS)} file.")
     if path.is_dir() and not any(file.is_file() for file in path.rglob("*")):
-        raise InputError(f"The folder {dataset} is empty; it should hold a sub-folder of images for every class.")
+        raise InputError(
+            f"The folder {dataset} is empty; it should hold images, with a sub-folder for every class if any."
+        )
     try:
         if path.is_file():
             loaded = load_dataset(_BUILDERS[path.suffix], data_files=str(path))
@@ -154,6 +170,22 @@ def _digits() -> DatasetDict:
         for images, labels in ((parts[0], parts[2]), (parts[1], parts[3]))
     )
     return DatasetDict({"train": train, "validation": validation})
+
+
+def _images(splits: DatasetDict, image_column: str | None, dataset: str) -> DatasetDict:
+    features = next(iter(splits.values())).features
+    image_column = _choose(image_column, _image_candidates(features), "image", features, dataset)
+    if not isinstance(features[image_column], Image):
+        raise InputError(f"Column {image_column!r} of {dataset} does not hold images.")
+    return DatasetDict(
+        {
+            split_name(str(split)): rows.select_columns(image_column)
+            .rename_columns({image_column: "image"})
+            .cast_column("image", Image(decode=False))
+            .add_column("row", np.arange(len(rows)), feature=Value("int64"))
+            for split, rows in splits.items()
+        }
+    )
 
 
 def _choose(wanted: str | None, candidates: list[str], kind: str, features: Features, dataset: str) -> str:

@@ -6,6 +6,7 @@ vitrail train --dataset digits --output_dir runs/digits
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -18,14 +19,21 @@ from transformers.image_utils import SizeDict
 from transformers.trainer_utils import get_last_checkpoint
 
 from vitrail.inspection import attention_rollout, predictions_figure
-from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification, ViTImageProcessor, read_image
+from vitrail.modeling import (
+    InputError,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTForMaskedPatchPrediction,
+    ViTImageProcessor,
+    read_image,
+)
 from vitrail.modeling.configuration_vit import VARIANTS
 from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
-from vitrail.training.augmentation import EvaluationTransform, TrainingTransform
+from vitrail.training.augmentation import EvaluationTransform, TrainingTransform, class_labels, color_labels
 from vitrail.training.card import Provenance
-from vitrail.training.data import load_splits, with_validation
+from vitrail.training.data import load_images, load_splits, with_validation
 from vitrail.training.metrics import compute_metrics
-from vitrail.training.trainer import ViTTrainer
+from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
 
 _SAMPLES = 8
@@ -36,10 +44,10 @@ class TrainingResult:
     """What a run left behind.
 
     Attributes:
-        output_dir: weights, processor, card, metrics and pictures.
+        output_dir: weights, processor, card, metrics and, of a classifier, pictures.
         metrics: what `all_results.json` holds.
         images: the number of images per split.
-        samples: held-out images as PNG files, to try the model on.
+        samples: held-out images as PNG files to try a classifier on; without one, none.
     """
 
     output_dir: Path
@@ -60,32 +68,37 @@ def train(argv: Sequence[str]) -> TrainingResult:
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
     checkpoint = _checkpoint(arguments)
+    classifying = arguments.objective == "classification"
     set_seed(arguments.seed)
-    splits = load_splits(
+    source = (
         data_arguments.dataset,
         data_arguments.dataset_config,
         data_arguments.dataset_revision,
         data_arguments.image_column,
-        data_arguments.label_column,
     )
+    splits = load_splits(*source, data_arguments.label_column) if classifying else load_images(*source)
     splits, said = with_validation(splits, data_arguments.validation_fraction, arguments.seed)
     if said:
         print(said)
     splits = _subsample(splits, data_arguments, arguments.seed)
     images = {str(split): len(rows) for split, rows in splits.items()}
-    model, processor = _build(model_arguments, splits["train"].features["label"].names)
+    if classifying:
+        model, processor = _build(model_arguments, splits["train"].features["label"].names)
+        labels, trainer_class = class_labels, partial(ViTTrainer, compute_metrics=compute_metrics)
+    else:
+        model, processor = _build(model_arguments, None)
+        labels, trainer_class = partial(color_labels, patch_shape=model.config.patch_shape), MaskedPatchTrainer
 
-    evaluation = EvaluationTransform(processor)
-    transforms = dict.fromkeys(splits, evaluation) | {"train": TrainingTransform(processor, data_arguments)}
+    evaluation, training = EvaluationTransform(processor, labels), TrainingTransform(processor, data_arguments, labels)
+    transforms = dict.fromkeys(splits, evaluation) | {"train": training}
     transformed: dict[Any, Any] = {split: rows.with_transform(transforms[split]) for split, rows in splits.items()}
     try:
-        trainer = ViTTrainer(
+        trainer = trainer_class(
             model=model,
             args=arguments,
             train_dataset=transformed["train"],
             eval_dataset=transformed["validation"],
             processing_class=processor,
-            compute_metrics=compute_metrics,
             provenance=_provenance(model_arguments, data_arguments, images),
         )
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to, --push_to_hub and the like
@@ -99,7 +112,9 @@ def train(argv: Sequence[str]) -> TrainingResult:
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
-    samples = _save_samples(model, processor, splits["validation"], output_dir)
+    samples = []
+    if isinstance(model, ViTForImageClassification):
+        samples = _save_samples(model, processor, splits["validation"], output_dir)
     trainer.create_model_card()
     if arguments.push_to_hub:
         trainer.push_to_hub()
@@ -125,22 +140,28 @@ def _subsample(splits: DatasetDict, arguments: DataArguments, seed: int) -> Data
     return DatasetDict({split: at_most(rows, limits[split]) for split, rows in splits.items()})
 
 
-def _build(arguments: ModelArguments, labels: list[str]) -> tuple[ViTForImageClassification, ViTImageProcessor]:
+def _build(
+    arguments: ModelArguments, labels: list[str] | None
+) -> tuple[ViTForImageClassification | ViTForMaskedPatchPrediction, ViTImageProcessor]:
+    """A classifier of these labels, or without any a model for masked patch prediction, and its processor."""
     if arguments.model is None:
         raise InputError(f"Say what to train with --model: a Hub id, a folder, or a variant of {', '.join(VARIANTS)}.")
+    model_class = ViTForMaskedPatchPrediction if labels is None else ViTForImageClassification
     fields = _overrides(arguments)
-    fields |= {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: index for index, label in enumerate(labels)},
-    }
+    if labels is not None:
+        fields |= {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+        }
     looks_like_variant = len(arguments.model.split("/")) == 2 and arguments.model.split("/")[1].isdecimal()
     if arguments.model in VARIANTS or (looks_like_variant and not Path(arguments.model).exists()):
-        model = ViTForImageClassification(ViTConfig.from_variant(arguments.model, **fields))
+        model = model_class(ViTConfig.from_variant(arguments.model, **fields))
         processor = ViTImageProcessor(num_channels=model.config.num_channels)
     else:
-        model = ViTForImageClassification.from_pretrained(arguments.model, **fields)
+        model = model_class.from_pretrained(arguments.model, **fields)
         processor = ViTImageProcessor.from_pretrained(arguments.model)
-        if sorted(ViTConfig.from_pretrained(arguments.model).labels) != sorted(labels):
+        before = ViTConfig.from_pretrained(arguments.model).labels
+        if isinstance(model, ViTForImageClassification) and sorted(before) != sorted(model.config.labels):
             torch.nn.init.zeros_(model.classifier.weight)  # as many classes, but others: Section 3.2
             torch.nn.init.zeros_(model.classifier.bias)
     if processor.num_channels != model.config.num_channels:

@@ -1,9 +1,12 @@
 """transformers' Trainer, where a ViT needs something else of it."""
 
+import torch
 from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from vitrail.training.arguments import ViTTrainingArguments
 from vitrail.training.card import Provenance, model_card
+from vitrail.training.metrics import compute_color_metrics, predicted_colors
 
 
 class ViTTrainer(Trainer):
@@ -25,3 +28,21 @@ class ViTTrainer(Trainer):
         if self.is_world_process_zero() and self.results:
             card = model_card(self.accelerator.unwrap_model(self.model), self.args, self.provenance, self.results)
             card.save(f"{self.args.output_dir}/README.md")
+
+
+class MaskedPatchTrainer(ViTTrainer):
+    """For `ViTForMaskedPatchPrediction`: every evaluation corrupts the same patches, so that figures compare.
+
+    They are drawn from `--seed`; training draws as if there had been no evaluation.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(
+            compute_metrics=compute_color_metrics, preprocess_logits_for_metrics=predicted_colors, **kwargs
+        )
+
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+        device = self.args.device
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+            torch.manual_seed(self.args.seed)
+            return super().evaluation_loop(*args, **kwargs)

@@ -1,6 +1,7 @@
 """What training does to images before the model sees them."""
 
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
-from vitrail.modeling import InputError, ViTImageProcessor
+from vitrail.modeling import InputError, ViTImageProcessor, mean_color_classes
 from vitrail.training.arguments import DataArguments
-from vitrail.training.augmentation import BatchedRandomAffine, EvaluationTransform, TrainingTransform
+from vitrail.training.augmentation import BatchedRandomAffine, EvaluationTransform, TrainingTransform, color_labels
 
 
 @pytest.fixture
@@ -31,22 +32,21 @@ def no_variation(**changes):
     return DataArguments(dataset="x", **(plain | changes))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"do_normalize": False},
-        {"do_rescale": False},
-        {"rescale_factor": 1 / 127.5},
-        {"resample": 3},
-        {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.9, 0.8, 0.7]},
-        {"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": {"height": 16, "width": 24}},
-        {"fit": "pad"},
-        {"fit": "crop"},
-        {"num_channels": 1},
-    ],
-    ids=str,
-)
+SETTINGS = [
+    {},
+    {"do_normalize": False},
+    {"do_rescale": False},
+    {"rescale_factor": 1 / 127.5},
+    {"resample": 3},
+    {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.9, 0.8, 0.7]},
+    {"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": {"height": 16, "width": 24}},
+    {"fit": "pad"},
+    {"fit": "crop"},
+    {"num_channels": 1},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_without_variation_training_sees_what_evaluation_sees(rows, settings):
     processor = ViTImageProcessor(**({"size": {"height": 16, "width": 24}} | settings))
     training, evaluation = TrainingTransform(processor, no_variation())(rows), EvaluationTransform(processor)(rows)
@@ -55,6 +55,30 @@ def test_without_variation_training_sees_what_evaluation_sees(rows, settings):
         training["pixel_values"], evaluation["pixel_values"], atol=1e-6, rtol=0, check_dtype=False
     )
     assert training["labels"].tolist() == evaluation["labels"].tolist() == [2, 0, 1, 1]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_evaluation_is_the_processor_itself(rows, settings):
+    processor = ViTImageProcessor(**({"size": {"height": 16, "width": 24}} | settings))
+    images = [Image.open(io.BytesIO(image["bytes"])) for image in rows["image"]]
+    expected = processor(images, return_tensors="pt").pixel_values
+    assert torch.equal(EvaluationTransform(processor)(rows)["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("settings", [fields for fields in SETTINGS if "num_channels" not in fields], ids=str)
+def test_colors_are_those_before_normalisation(rows, settings):
+    labels = partial(color_labels, patch_shape=(8, 4))
+    del rows["label"]
+    processor = ViTImageProcessor(**({"size": {"height": 16, "width": 24}} | settings))
+    images = [Image.open(io.BytesIO(image["bytes"])) for image in rows["image"]]
+    plain = processor(images, do_normalize=False, do_rescale=True, rescale_factor=1 / 255, return_tensors="pt")
+    expected = mean_color_classes(plain.pixel_values, (8, 4))
+    assert expected.shape == (4, 12)
+    assert len(expected.unique()) > 10
+    assert torch.equal(EvaluationTransform(processor, labels)(rows)["labels"], expected)
+    assert torch.equal(TrainingTransform(processor, no_variation(), labels)(rows)["labels"], expected)
+    mirrored = TrainingTransform(processor, no_variation(flip=1.0), labels)(rows)["labels"]
+    assert torch.equal(mirrored.view(4, 2, 6), expected.view(4, 2, 6).flip(-1))
 
 
 def test_a_row_without_an_image_is_named(rows):

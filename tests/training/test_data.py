@@ -1,4 +1,4 @@
-"""Data sets of every form become the same three columns; bad ones are named in one sentence."""
+"""Data sets of every form become the same columns; bad ones are named in one sentence."""
 
 import datasets
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from PIL import Image as PILImage
 
 from vitrail.modeling import InputError
-from vitrail.training.data import load_splits, with_validation
+from vitrail.training.data import load_images, load_splits, with_validation
 
 
 def table(labels, feature, count=6, **columns):
@@ -35,7 +35,7 @@ def test_digits_are_split_by_fifths_alike_in_every_class_and_every_time():
 
 def test_image_folder(image_folder):
     splits = load_splits(str(image_folder))
-    assert splits["train"].column_names == ["image", "label", "row"]
+    assert splits["train"].column_names == ["image", "row", "label"]
     names, labels = names_and_labels(splits)
     assert (names, np.bincount(labels).tolist()) == (["bright", "dark"], [24, 24])
 
@@ -112,6 +112,23 @@ def test_made_validation_split_is_stratified_seeded_and_said(image_folder):
     assert with_validation(parts, 0.25, seed=1) == (parts, None)
 
 
+@pytest.mark.parametrize("form", ["folder", "folder of classes", "parquet"])
+def test_images_are_read_without_labels(tmp_path, image_folder, form):
+    if form == "folder":
+        for index in range(8):
+            PILImage.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
+    elif form == "parquet":
+        table([None, "x"] * 4, datasets.Value("string"), count=8).to_parquet(tmp_path / "rows.parquet")
+    splits = load_images(str(image_folder if form == "folder of classes" else tmp_path))
+    assert splits["train"].column_names == ["image", "row"]
+    count = len(splits["train"])
+    assert count == (48 if form == "folder of classes" else 8)
+    parts, said = with_validation(splits, 0.25, seed=1)
+    message = f"There is no validation split: {count // 4} of {count} training images are set aside for it "
+    assert said == f"{message}(at random, seed 1)."
+    assert sorted(parts["train"]["row"][:] + parts["validation"]["row"][:]) == list(range(count))
+
+
 def test_one_image_cannot_be_split(tmp_path):
     table(["a"] * 5 + ["rare"], datasets.Value("string")).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(InputError, match="Class 'rare' has one image"):
@@ -122,7 +139,7 @@ def test_one_image_cannot_be_split(tmp_path):
     ("make", "message"),
     [
         (lambda path: None, "Cannot read the data set .*"),
-        (lambda path: path.mkdir(), "is empty; it should hold a sub-folder of images for every class"),
+        (lambda path: path.mkdir(), "is empty; it should hold images, with a sub-folder for every class if any"),
         (lambda path: (path.mkdir(), (path / "notes.txt").write_text("hello")), "has no image column; its columns are"),
         (lambda path: path.write_text("hello"), r"is neither a folder nor a \.parquet or \.arrow file"),
     ],
