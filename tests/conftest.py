@@ -1,7 +1,10 @@
 """Tests run offline, on tiny models, in a home of their own."""
 
 import os
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ os.environ |= {
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT.parent / "shared" / "assets"
+HUB_SERVER = ROOT.parent / "shared" / "hub" / "hub_server.py"
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +70,44 @@ def tiny_model(tiny_config, randomised):
     from vitrail.modeling import ViTForImageClassification
 
     return randomised(ViTForImageClassification(tiny_config))
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    """The environment of a client of a running Hub, with a token that may write as `alice`."""
+    if not HUB_SERVER.exists():
+        pytest.skip("the loopback Hub is not beside this checkout")
+    root = tmp_path_factory.mktemp("hub")
+    command = [sys.executable, str(HUB_SERVER), "--root", str(root), "--port", "0", "--port-file", str(root / "port")]
+    server = subprocess.Popen(
+        [*command, "--token", "hf_alice:alice:write"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    for _ in range(300):
+        if (root / "port").exists() and (port := (root / "port").read_text().strip()):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the loopback Hub did not start")
+    offline = {"HF_HUB_OFFLINE"}
+    yield {name: value for name, value in os.environ.items() if name not in offline} | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_TOKEN": "hf_alice",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(root / "home"),
+    }
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture(scope="session")
+def run_with():
+    """A function that runs Python with an environment and returns what it printed."""
+
+    def run(environment, *arguments):
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
