@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoints import fit_to_model, read_checkpoint, split_hub_kwargs
@@ -92,20 +92,29 @@ class ViTEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, pixel_values: torch.Tensor, positions: torch.Tensor | None, patch_corruption: PatchCorruption | None
-    ) -> torch.Tensor:
+        self, pixel_values: torch.Tensor, grid_shape: tuple[int, int], patch_corruption: PatchCorruption | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The tokens, and the position embeddings of all layers.
+
+        Those are read here and nowhere else, because the parameters of a module that is offloaded are there only while
+        it runs.
+        """
         patches = self.patch_embeddings(pixel_values)
         if patch_corruption is not None:
             patches = patch_corruption(patches)
-        tokens = torch.cat((*(token.expand(len(patches), -1, -1) for token in self._prefix()), patches), dim=1)
-        if positions is not None:
-            tokens = tokens + positions  # (B, T, D)
+        tokens = torch.cat((*(token.expand(patches.shape[0], -1, -1) for token in self._prefix()), patches), dim=1)
+        positions = self._positions(grid_shape, patches.device)
+        if positions is not None and self.config.position_embedding != "relative":
+            tokens = tokens + positions[0]  # (B, T, D)
         if self.training and self.config.patch_dropout_prob:
             tokens = self._drop_patches(tokens)
-        return self.dropout(tokens)
+        return self.dropout(tokens), positions
 
-    def positions(self, grid_shape: tuple[int, int]) -> torch.Tensor | None:
-        """Position embeddings of all tokens for the given grid, (1 or L, T, D); zero for tokens that have none."""
+    def _positions(self, grid_shape: tuple[int, int], device: torch.device) -> torch.Tensor | None:
+        """Position embeddings of all tokens for the given grid, (1 or L, T, D); zero for tokens that have none.
+
+        Relative ones are those of all offsets, (1 or L, 2N-1, D/k).
+        """
         config = self.config
         prefix = cast("int", config.num_prefix_positions)
         if config.position_embedding == "learned_1d":
@@ -119,10 +128,10 @@ class ViTEmbeddings(nn.Module):
             y = rows[:, :, None].expand(-1, -1, grid_shape[1], -1)
             positions = torch.cat((x, y), dim=-1).flatten(1, 2)
         elif config.position_embedding == "sincos_2d":
-            weight = self.patch_embeddings.projection.weight
-            positions = sincos_2d(*grid_shape, config.hidden_size, weight.device).to(weight.dtype)
+            positions = sincos_2d(*grid_shape, config.hidden_size, device)
+            positions = positions.to(self.patch_embeddings.projection.weight.dtype)
         else:
-            return None
+            return self.relative_embeddings if config.position_embedding == "relative" else None
         if without := config.num_prefix_tokens - prefix:
             zeros = positions.new_zeros(len(positions), without, config.hidden_size)
             positions = torch.cat((positions[:, :prefix], zeros, positions[:, prefix:]), dim=1)
@@ -151,15 +160,16 @@ def eager_attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: None,
     scaling: float,
     dropout: float = 0.0,
+    position_bias: torch.Tensor | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Eq. 6 and 7 spelled out: A = softmax(q k^T / sqrt(D/k)), SA(z) = A v. The only path that returns A."""
     weights = (query @ key.transpose(-1, -2)) * scaling  # (B, k, T, T)
-    if attention_mask is not None:
-        weights = weights + attention_mask
+    if position_bias is not None:
+        weights = weights + position_bias
     weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights  # (B, T, k, D/k), (B, k, T, T)
@@ -191,7 +201,14 @@ class ViTAttention(nn.Module):
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, k, T, D/k)
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
-        bias = None if relative_embeddings is None else self._relative_logits(query, relative_embeddings)
+        bias = None
+        if relative_embeddings is not None:
+            if is_flash_attention_requested(self.config):
+                raise InputError(
+                    "Flash attention cannot add relative position embeddings to its logits; use "
+                    "attn_implementation='sdpa'."
+                )
+            bias = self._relative_logits(query, relative_embeddings)
         if attention_observer is not None:
             attention_observer(query, key, self.scaling, bias)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -202,7 +219,8 @@ class ViTAttention(nn.Module):
             query,
             key,
             value,
-            bias,
+            None,
+            position_bias=bias,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
@@ -274,7 +292,7 @@ class ViTDropPath(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if not (self.training and self.rate):
             return hidden_states
-        keep = hidden_states.new_empty(len(hidden_states), 1, 1).bernoulli_(1 - self.rate)
+        keep = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.rate)
         return hidden_states * keep / (1 - self.rate)
 
 
@@ -300,19 +318,43 @@ class ViTLayer(GradientCheckpointingLayer):
         return self.drop_path(branch) + hidden_states  # Eq. 3: z = MLP(LN(z')) + z'
 
 
+class ViTPoolingAttention(nn.Module):
+    """`nn.MultiheadAttention` by its parameters' names, but one that runs its output layer instead of reading it.
+
+    The parameters of a layer that is offloaded are there only while it runs.
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        query, key, value = (
+            F.linear(tokens, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for tokens, weight, bias in zip(
+                (query, patches, patches), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+            )
+        )
+        return self.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
 class ViTAttentionPooling(nn.Module):
     """One learned query's attention to the patches, and an MLP ("Scaling Vision Transformers", Section 3.2)."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.latent = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.attention = nn.MultiheadAttention(config.hidden_size, config.num_attention_heads, batch_first=True)
+        self.attention = ViTPoolingAttention(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ViTMLP(config)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        query = self.latent.expand(len(patches), -1, -1)
-        pooled, _ = self.attention(query, patches, patches, need_weights=False)  # (B, 1, D)
+        query = self.latent.expand(patches.shape[0], -1, -1)
+        pooled = self.attention(query, patches)  # (B, 1, D)
         return (pooled + self.mlp(self.layernorm(pooled)))[:, 0]
 
 
@@ -325,7 +367,7 @@ class ViTPreTrainedModel(PreTrainedModel):
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch; the Trainer averages accumulated steps itself
-    _no_split_modules = ["ViTEmbeddings", "ViTLayer"]
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer", "ViTAttentionPooling"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -355,7 +397,7 @@ class ViTPreTrainedModel(PreTrainedModel):
             init.constant_(module.lambda1, module.initial_value)
         elif isinstance(module, ViTAttentionPooling):
             init.normal_(module.latent, std=self.config.hidden_size**-0.5)
-        elif isinstance(module, nn.MultiheadAttention):
+        elif isinstance(module, ViTPoolingAttention):
             for projection in module.in_proj_weight.chunk(3):
                 init.xavier_uniform_(projection)
             init.zeros_(module.in_proj_bias)
@@ -461,14 +503,17 @@ class ViTModel(ViTPreTrainedModel):
         """
         grid_shape = self._grid_shape(pixel_values, interpolate_pos_encoding)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
-        positions = self.embeddings.positions(grid_shape)
-        hidden_states = self.embeddings(pixel_values, None if positions is None else positions[0], patch_corruption)
+        hidden_states, positions = self.embeddings(pixel_values, grid_shape, patch_corruption)
+        relative = self.config.position_embedding == "relative"
         for index, layer in enumerate(self.layers):
-            if index and positions is not None and self.config.position_placement != "input":
-                hidden_states = hidden_states + positions[index % len(positions)]
+            at_layer = None
+            if positions is not None and (index == 0 or self.config.position_placement != "input"):
+                at_layer = positions[index % len(positions)]
+            if index and at_layer is not None and not relative:
+                hidden_states = hidden_states + at_layer.to(hidden_states.device)  # layers may be spread over devices
             hidden_states = layer(
                 hidden_states,
-                relative_embeddings=self._relative_embeddings(index),
+                relative_embeddings=at_layer if relative else None,
                 attention_observer=attention_observer,
                 **kwargs,
             )
@@ -508,12 +553,6 @@ class ViTModel(ViTPreTrainedModel):
                 f"{config.image_shape[0]}x{config.image_shape[1]} of training."
             )
         return height // rows, width // columns
-
-    def _relative_embeddings(self, index: int) -> torch.Tensor | None:
-        """The offsets' embeddings in one layer's attention, (2N-1, D/k)."""
-        if self.config.position_embedding != "relative" or (index and self.config.position_placement == "input"):
-            return None
-        return self.embeddings.relative_embeddings[index % len(self.embeddings.relative_embeddings)]
 
 
 class ViTForImageClassification(ViTPreTrainedModel):
@@ -576,7 +615,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
 
 
 class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
-    """Feature maps for transformers' dense predictors (UperNet, DPT, ...), as `AutoBackbone` finds them.
+    """Feature maps for transformers' dense predictors (UperNet, ViTMatte, DETR, ...), as `AutoBackbone` finds them.
 
     `out_features` or `out_indices` of the config choose the stages: `stem` (0) are the embeddings, `stage1` (1) to
     `stageL` (L) the layers' outputs, each after the final LayerNorm.

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    # transformers copies the files that it finds imported, and reads this line without running it: with it, a config
+    # that is loaded by itself brings along the models that `AUTO_MAP` names, and can be saved again.
+    from .modeling_vit import ViTModel  # noqa: F401
 
 
 AUTO_MAP = {

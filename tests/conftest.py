@@ -49,7 +49,7 @@ def tiny_config():
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def randomised():
     """A function that sets every weight of a model far from zero, so that none can be forgotten unnoticed."""
     import torch

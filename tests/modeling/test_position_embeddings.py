@@ -130,11 +130,8 @@ def test_relative_is_scored_by_the_query_inside_attention(build, pixels, place):
     model.set_attn_implementation("sdpa")
     torch.testing.assert_close(model(pixels).last_hidden_state, outputs.last_hidden_state, atol=1e-5, rtol=1e-5)
     query, scaling, bias = seen[0]
-    key = (
-        model.layers[0]
-        .attention.k_proj(model.layers[0].layernorm_before(model.embeddings(pixels, None, None)))
-        .view(2, 1 + PATCHES, HEADS, -1)
-    )
+    tokens, _ = model.embeddings(pixels, (ROWS, COLUMNS), None)
+    key = model.layers[0].attention.k_proj(model.layers[0].layernorm_before(tokens)).view(2, 1 + PATCHES, HEADS, -1)
     logits = query @ key.permute(0, 2, 3, 1) * scaling + bias
     torch.testing.assert_close(outputs.attentions[0], logits.softmax(-1))
 
@@ -216,7 +213,8 @@ def test_half_precision_is_resized_in_float32(tmp_path, tiny_model):
 def test_registers_and_images_that_patches_do_not_tile(build, pixels):
     model = build("learned_1d", num_register_tokens=2)
     assert model(pixels).last_hidden_state.shape == (2, 3 + PATCHES, WIDTH)
-    assert not model.embeddings.positions((ROWS, COLUMNS))[:, 1:3].any()
+    _, positions = model.embeddings(pixels, (ROWS, COLUMNS), None)
+    assert not positions[:, 1:3].any()
     with pytest.raises(InputError, match="30x16 pixels, which 8x8 patches do not tile"):
         model(torch.zeros(1, 3, 30, 16), interpolate_pos_encoding=True)
     with pytest.raises(InputError, match="0x16 pixels"):
