@@ -4,6 +4,7 @@ python -c "from vitrail.modeling import ViTConfig; print(ViTConfig.from_variant(
 """
 
 import json
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from huggingface_hub.dataclasses import strict
@@ -105,6 +106,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         resnet_width: channels of the ResNet's root, a multiple of 32.
         resnet_numerics: `"paper"` divides filters by (standard deviation + 1e-5) and has 1e-6 in GroupNorm; `"timm"`
             divides by sqrt(variance + 1e-8) and has 1e-5.
+        reshape_hidden_states: whether a `ViTBackbone` returns feature maps; otherwise it returns tokens.
 
     Raises:
         StrictDataclassError: a field has the wrong type, or the fields contradict each other (heads do not divide the
@@ -146,6 +148,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     resnet_depths: list[int] | tuple[int, ...] | None = None
     resnet_width: int = 64
     resnet_numerics: Literal["paper", "timm"] = "paper"
+    reshape_hidden_states: bool = True
 
     def __post_init__(self, **kwargs):
         if self.num_prefix_positions is None:
@@ -313,11 +316,11 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         fields |= {"model_type": STOCK_MODEL_TYPE} if self.is_stock else {"auto_map": AUTO_MAP}
         return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """Writes config.json and, for a model that stock transformers does not know, the sources that it imports."""
+    def to_json_file(self, json_file_path, use_diff: bool = True):
+        """Writes config.json and, for a model that stock transformers does not know, the sources that it names."""
         if not self.is_stock:
-            copy_sources(save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)
+            copy_sources(Path(json_file_path).parent)
+        super().to_json_file(json_file_path, use_diff=use_diff)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

@@ -31,6 +31,7 @@ FORMATS: tuple[Format, ...] = ("vitrail", "transformers", "timm", "npz")
 _NOT_COMPARED = {
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "patch_dropout_prob"),
     *("initializer_range", "layer_scale_init_value", "position_resize", "interpolate_pos_encoding"),
+    "reshape_hidden_states",
 }
 
 

@@ -143,11 +143,11 @@ class _AnyImage(BaseImageProcessor):
             return fields | {"image_processor_type": STOCK_IMAGE_PROCESSOR_TYPE}
         return fields | {"image_processor_type": OWN_IMAGE_PROCESSOR_TYPE, "auto_map": PROCESSOR_AUTO_MAP}
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def to_json_file(self, json_file_path):
         """Writes preprocessor_config.json and, where stock computes something else, the sources that do it right."""
         if not self.is_stock:
-            copy_sources(save_directory)
-        return super().save_pretrained(save_directory, *args, **kwargs)
+            copy_sources(Path(json_file_path).parent)
+        super().to_json_file(json_file_path)
 
     def _standardize_kwargs(self, **kwargs):
         kwargs = super()._standardize_kwargs(**kwargs)

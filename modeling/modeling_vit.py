@@ -2,7 +2,8 @@
 
 Equations 1-4 stand in this order below: embeddings, attention, MLP, layer, model, heads. Shapes are written with
 B images, C channels, P the patch side, N patches, T tokens (N and those before them), D the width, k heads. Parameters
-have the names of transformers' stock ViT, so that the same file loads in both.
+have the names of transformers' stock ViT, so that the same file loads in both. The file is as long as it is because
+Table 8's ablations stand where they act, and every public thing is documented; the plain ViT is half of it.
 """
 
 from __future__ import annotations
@@ -93,29 +94,36 @@ class ViTEmbeddings(nn.Module):
 
     def forward(
         self, pixel_values: torch.Tensor, grid_shape: tuple[int, int], patch_corruption: PatchCorruption | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The tokens, and the position embeddings of all layers.
+    ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        """The tokens, (B, T, D), and the position embeddings that act in each layer, where there are any.
 
-        Those are read here and nowhere else, because the parameters of a module that is offloaded are there only while
-        it runs.
+        The latter are read here and nowhere else, because the parameters of a module that is offloaded are there only
+        while it runs.
         """
         patches = self.patch_embeddings(pixel_values)
         if patch_corruption is not None:
             patches = patch_corruption(patches)
         tokens = torch.cat((*(token.expand(patches.shape[0], -1, -1) for token in self._prefix()), patches), dim=1)
-        positions = self._positions(grid_shape, patches.device)
-        if positions is not None and self.config.position_embedding != "relative":
-            tokens = tokens + positions[0]  # (B, T, D)
+        layers = self.config.num_hidden_layers
+        in_layers: list[torch.Tensor | None] = [None] * layers
+        if self.config.position_embedding != "none":
+            tables = self._tables(grid_shape, patches.device)
+            places = 1 if self.config.position_placement == "input" else layers
+            in_layers[:places] = [tables[index % len(tables)] for index in range(places)]
+        if self.config.position_embedding != "relative" and in_layers[0] is not None:
+            tokens, in_layers[0] = tokens + in_layers[0], None
         if self.training and self.config.patch_dropout_prob:
             tokens = self._drop_patches(tokens)
-        return self.dropout(tokens), positions
+        return self.dropout(tokens), in_layers
 
-    def _positions(self, grid_shape: tuple[int, int], device: torch.device) -> torch.Tensor | None:
+    def _tables(self, grid_shape: tuple[int, int], device: torch.device) -> torch.Tensor:
         """Position embeddings of all tokens for the given grid, (1 or L, T, D); zero for tokens that have none.
 
         Relative ones are those of all offsets, (1 or L, 2N-1, D/k).
         """
         config = self.config
+        if config.position_embedding == "relative":
+            return self.relative_embeddings
         prefix = cast("int", config.num_prefix_positions)
         if config.position_embedding == "learned_1d":
             positions = self.position_embeddings
@@ -127,11 +135,9 @@ class ViTEmbeddings(nn.Module):
             x = columns[:, None].expand(-1, grid_shape[0], -1, -1)  # (1 or L, rows, columns, D/2)
             y = rows[:, :, None].expand(-1, -1, grid_shape[1], -1)
             positions = torch.cat((x, y), dim=-1).flatten(1, 2)
-        elif config.position_embedding == "sincos_2d":
+        else:
             positions = sincos_2d(*grid_shape, config.hidden_size, device)
             positions = positions.to(self.patch_embeddings.projection.weight.dtype)
-        else:
-            return self.relative_embeddings if config.position_embedding == "relative" else None
         if without := config.num_prefix_tokens - prefix:
             zeros = positions.new_zeros(len(positions), without, config.hidden_size)
             positions = torch.cat((positions[:, :prefix], zeros, positions[:, prefix:]), dim=1)
@@ -301,6 +307,7 @@ class ViTLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: ViTConfig, drop_path_rate: float):
         super().__init__()
+        self.has_relative_positions = config.position_embedding == "relative"
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = ViTAttention(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -310,7 +317,13 @@ class ViTLayer(GradientCheckpointingLayer):
         self.layer_scale2 = ViTLayerScale(config) if config.use_layer_scale else nn.Identity()
         self.drop_path = ViTDropPath(drop_path_rate)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, position_embeddings: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        if self.has_relative_positions:
+            kwargs["relative_embeddings"] = position_embeddings
+        elif position_embeddings is not None:  # Table 8, "every layer"
+            hidden_states = hidden_states + position_embeddings.to(hidden_states.device)
         attended, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
         branch = self.layer_scale1(self.dropout(attended))
         hidden_states = self.drop_path(branch) + hidden_states  # Eq. 2: z' = MSA(LN(z)) + z
@@ -318,44 +331,29 @@ class ViTLayer(GradientCheckpointingLayer):
         return self.drop_path(branch) + hidden_states  # Eq. 3: z = MLP(LN(z')) + z'
 
 
-class ViTPoolingAttention(nn.Module):
-    """`nn.MultiheadAttention` by its parameters' names, but one that runs its output layer instead of reading it.
-
-    The parameters of a layer that is offloaded are there only while it runs.
-    """
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        width = config.hidden_size
-        self.num_heads = config.num_attention_heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        query, key, value = (
-            F.linear(tokens, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for tokens, weight, bias in zip(
-                (query, patches, patches), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-            )
-        )
-        return self.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-
-
 class ViTAttentionPooling(nn.Module):
     """One learned query's attention to the patches, and an MLP ("Scaling Vision Transformers", Section 3.2)."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
+        self.num_heads = config.num_attention_heads
         self.latent = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.attention = ViTPoolingAttention(config)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ViTMLP(config)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        query = self.latent.expand(patches.shape[0], -1, -1)
-        pooled = self.attention(query, patches)  # (B, 1, D)
-        return (pooled + self.mlp(self.layernorm(pooled)))[:, 0]
+        query = self.q_proj(self.latent.expand(patches.shape[0], -1, -1))
+        query, key, value = (
+            tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for tokens in (query, self.k_proj(patches), self.v_proj(patches))
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)  # (B, k, 1, D/k)
+        pooled = self.o_proj(attended.flatten(1))
+        return pooled + self.mlp(self.layernorm(pooled))  # (B, D)
 
 
 class ViTPreTrainedModel(PreTrainedModel):
@@ -397,10 +395,6 @@ class ViTPreTrainedModel(PreTrainedModel):
             init.constant_(module.lambda1, module.initial_value)
         elif isinstance(module, ViTAttentionPooling):
             init.normal_(module.latent, std=self.config.hidden_size**-0.5)
-        elif isinstance(module, ViTPoolingAttention):
-            for projection in module.in_proj_weight.chunk(3):
-                init.xavier_uniform_(projection)
-            init.zeros_(module.in_proj_bias)
         if isinstance(module, (nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Conv2d)) and module.bias is not None:
             init.zeros_(module.bias)
 
@@ -504,16 +498,10 @@ class ViTModel(ViTPreTrainedModel):
         grid_shape = self._grid_shape(pixel_values, interpolate_pos_encoding)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states, positions = self.embeddings(pixel_values, grid_shape, patch_corruption)
-        relative = self.config.position_embedding == "relative"
-        for index, layer in enumerate(self.layers):
-            at_layer = None
-            if positions is not None and (index == 0 or self.config.position_placement != "input"):
-                at_layer = positions[index % len(positions)]
-            if index and at_layer is not None and not relative:
-                hidden_states = hidden_states + at_layer.to(hidden_states.device)  # layers may be spread over devices
+        for layer, position_embeddings in zip(self.layers, positions):
             hidden_states = layer(
                 hidden_states,
-                relative_embeddings=at_layer if relative else None,
+                position_embeddings=position_embeddings,
                 attention_observer=attention_observer,
                 **kwargs,
             )
@@ -618,7 +606,8 @@ class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
     """Feature maps for transformers' dense predictors (UperNet, ViTMatte, DETR, ...), as `AutoBackbone` finds them.
 
     `out_features` or `out_indices` of the config choose the stages: `stem` (0) are the embeddings, `stage1` (1) to
-    `stageL` (L) the layers' outputs, each after the final LayerNorm.
+    `stageL` (L) the layers' outputs, each after the final LayerNorm. `reshape_hidden_states=False` is for DPT, which
+    takes tokens.
     """
 
     def __init__(self, config: ViTConfig):
@@ -630,7 +619,7 @@ class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
-        """Images in, feature maps (B, D, H/P, W/P) out, one for each chosen stage.
+        """Images in, feature maps (B, D, H/P, W/P) out, or tokens (B, T, D), for each chosen stage.
 
         Args:
             pixel_values: (B, C, H, W), of any size that patches can tile.
@@ -638,12 +627,14 @@ class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
         """
         outputs = self.vit(pixel_values, interpolate_pos_encoding=True, **kwargs)
         rows, columns = self.config.patch_shape
-        grid = pixel_values.shape[2] // rows, pixel_values.shape[3] // columns
-        maps = [
-            self.vit.layernorm(hidden_states)[:, self.config.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
-            for stage, hidden_states in zip(self.stage_names, outputs.hidden_states)
-            if stage in cast("list[str]", self.out_features)
-        ]
+        grid_shape = pixel_values.shape[2] // rows, pixel_values.shape[3] // columns
+        maps = []
+        for stage, hidden_states in zip(self.stage_names, outputs.hidden_states):
+            if stage in cast("list[str]", self.out_features):
+                tokens = self.vit.layernorm(hidden_states)
+                patches = tokens[:, self.config.num_prefix_tokens :]
+                reshape = self.config.reshape_hidden_states
+                maps.append(patches.transpose(1, 2).unflatten(2, grid_shape) if reshape else tokens)
         return BackboneOutput(
             feature_maps=tuple(maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -38,13 +38,16 @@ _NAMES = {
     "vit.layers.{}.mlp": "blocks.{}.mlp",
     "vit.layernorm": "norm",
     "vit.attention_pooling.latent": "attn_pool.latent",
-    "vit.attention_pooling.attention.out_proj": "attn_pool.proj",
+    "vit.attention_pooling.q_proj": "attn_pool.q",
+    "vit.attention_pooling.kv_proj": "attn_pool.kv",
+    "vit.attention_pooling.o_proj": "attn_pool.proj",
     "vit.attention_pooling.layernorm": "attn_pool.norm",
     "vit.attention_pooling.mlp": "attn_pool.mlp",
     "classifier": "head",
     "distillation_classifier": "head_dist",
 }
 _WRAPPER = "timm_model."  # what transformers' `TimmWrapper` puts before the names
+_JOINED = re.compile(r"\.(qkv|kv)_proj\.")
 _ROOT_ALONE = {"vit.embeddings.patch_embeddings.resnet.root": "patch_embed.backbone"}
 _POOL_BEFORE_NORM = {"vit.layernorm": "fc_norm"}
 
@@ -225,16 +228,14 @@ def _heads(architecture: str, hidden_size: int) -> int:
 
 
 def _split_projections(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """timm keeps query, key and value in one tensor; and, in attention pooling, key and value."""
+    """timm keeps query, key and value in one tensor and, in attention pooling, key and value."""
     split = {}
     for name, tensor in tensors.items():
-        if ".attention.qkv_proj." in name:
-            parts = zip("qkv", tensor.chunk(3))
-            split |= {name.replace("qkv_proj", f"{letter}_proj"): part for letter, part in parts}
-        elif name.startswith("attn_pool.kv.") and (query := name.replace("kv", "q")) in tensors:
-            joined = name.replace("attn_pool.kv.", "vit.attention_pooling.attention.in_proj_")
-            split[joined] = torch.cat((tensors[query], tensor))
-        elif not name.startswith("attn_pool.q."):
+        if match := _JOINED.search(name):
+            letters = match[1]
+            parts = zip(letters, tensor.chunk(len(letters)))
+            split |= {name.replace(f"{letters}_proj", f"{letter}_proj"): part for letter, part in parts}
+        else:
             split[name] = tensor
     return split
 
@@ -242,14 +243,11 @@ def _split_projections(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 def _join_projections(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     joined = {}
     for name, tensor in tensors.items():
-        if ".attention.q_proj." in name:
-            parts = [tensors[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
-            joined[name.replace("q_proj", "qkv_proj")] = torch.cat(parts)
-        elif ".attention.in_proj_" in name:
-            query, key, value = tensor.chunk(3)
-            kind = name.rpartition("_")[2]
-            joined |= {f"attn_pool.q.{kind}": query, f"attn_pool.kv.{kind}": torch.cat((key, value))}
-        elif not re.search(r"\.attention\.[kv]_proj\.", name):
+        letters = "kv" if "attention_pooling." in name else "qkv"
+        if f".{letters[0]}_proj." in name:
+            parts = [tensors[name.replace(f"{letters[0]}_proj", f"{letter}_proj")] for letter in letters]
+            joined[name.replace(f"{letters[0]}_proj", f"{letters}_proj")] = torch.cat(parts)
+        elif not any(f".{letter}_proj." in name for letter in letters):
             joined[name] = tensor
     return joined
 

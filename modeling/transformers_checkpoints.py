@@ -73,7 +73,7 @@ def config_from_transformers(config: dict[str, Any]) -> dict[str, Any]:
             "position_resize": "bicubic" if model_type == "dinov2" else "bicubic_antialias",
             "interpolate_pos_encoding": True,  # trained at 518 pixels, used at 224
         }
-        unused = ["stage_names", "apply_layernorm", "reshape_hidden_states", "use_mask_token"]
+        unused = ["stage_names", "apply_layernorm", "use_mask_token"]
         if config.get("out_indices") == [config.get("num_hidden_layers", 12)]:  # the default
             unused += ["out_features", "out_indices"]
         for name in unused:

@@ -64,13 +64,16 @@ def test_each_pooling_reads_what_it_says(build, pixels):
 def test_attention_pooling_is_a_query_over_patches(build, pixels):
     model = build(pooling="attention")
     pooling, patches = model.vit.attention_pooling, model.vit(pixels).last_hidden_state[:, 1:]
-    weights, biases = pooling.attention.in_proj_weight.chunk(3), pooling.attention.in_proj_bias.chunk(3)
     query, key, value = (
-        (F.linear(inputs, weight, bias)).unflatten(-1, (4, 8)).transpose(1, 2)
-        for inputs, weight, bias in zip((pooling.latent, patches, patches), weights, biases)
+        projection(inputs).unflatten(-1, (4, 8)).transpose(1, 2)
+        for projection, inputs in (
+            (pooling.q_proj, pooling.latent),
+            (pooling.k_proj, patches),
+            (pooling.v_proj, patches),
+        )
     )
     attention = (query @ key.transpose(-1, -2) / 8**0.5).softmax(-1)
-    pooled = pooling.attention.out_proj((attention @ value).transpose(1, 2).flatten(2))
+    pooled = pooling.o_proj((attention @ value).transpose(1, 2).flatten(2))
     pooled = pooled + pooling.mlp(pooling.layernorm(pooled))
     torch.testing.assert_close(model(pixels).logits, model.classifier(pooled[:, 0]))
 

@@ -13,6 +13,8 @@ from transformers import (
     AutoModelForImageClassification,
     DetrConfig,
     DetrForObjectDetection,
+    DPTConfig,
+    DPTForDepthEstimation,
     UperNetConfig,
     UperNetForSemanticSegmentation,
     VitMatteConfig,
@@ -303,6 +305,25 @@ def test_backbone_of_a_dense_predictor(any_model, kind, randomised, pixels, tmp_
     model.save_pretrained(tmp_path)
     again = UperNetForSemanticSegmentation.from_pretrained(tmp_path)
     torch.testing.assert_close(again(pixels).logits, out.logits, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_backbone_of_a_dense_prediction_transformer(make_model, randomised):
+    """DPT takes tokens and makes maps of them itself; depth by DINOv2 is the best known of its kind."""
+    stages = {"out_indices": [1, 2], "reshape_hidden_states": False, "image_size": 32, "patch_size": 8}
+    backbone = make_model("plain", **stages).config
+    config = DPTConfig(
+        backbone_config=backbone,
+        hidden_size=32,
+        neck_hidden_sizes=[8, 8],
+        reassemble_factors=[1, 0.5],
+        fusion_hidden_size=8,
+        is_hybrid=False,
+        use_batch_norm_in_fusion_residual=False,
+    )
+    model = randomised(DPTForDepthEstimation(config))
+    assert type(model.backbone) is ViTBackbone
+    assert model(torch.randn(2, 3, 32, 32)).predicted_depth.shape[0] == 2
 
 
 @pytest.mark.parametrize("predictor", ["matting", "detection"])

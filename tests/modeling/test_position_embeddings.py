@@ -213,8 +213,10 @@ def test_half_precision_is_resized_in_float32(tmp_path, tiny_model):
 def test_registers_and_images_that_patches_do_not_tile(build, pixels):
     model = build("learned_1d", num_register_tokens=2)
     assert model(pixels).last_hidden_state.shape == (2, 3 + PATCHES, WIDTH)
-    _, positions = model.embeddings(pixels, (ROWS, COLUMNS), None)
-    assert not positions[:, 1:3].any()
+    in_layers = build("learned_1d", "every_layer", num_register_tokens=2).embeddings(pixels, (ROWS, COLUMNS), None)[1]
+    assert in_layers[0] is None  # it is added already
+    assert not in_layers[1][1:3].any()
+    assert in_layers[1][0].all()
     with pytest.raises(InputError, match="30x16 pixels, which 8x8 patches do not tile"):
         model(torch.zeros(1, 3, 30, 16), interpolate_pos_encoding=True)
     with pytest.raises(InputError, match="0x16 pixels"):
