@@ -37,7 +37,8 @@ from .transformers_checkpoints import MODEL_TYPES, config_from_transformers, fro
 # The arguments of `from_pretrained` that say where files come from, and those that Auto classes and pipelines add.
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _AUTO_KWARGS = ("_from_auto", "_from_pipeline", "trust_remote_code", "code_revision", "adapter_kwargs")
-_WEIGHTS = ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME))
+# One file, or the index of several; in transformers' order, which decides where a folder holds more than one.
+_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 
 _BASE = "vit."
 # The tensors of each objective's head: classification, and masked patch prediction.
@@ -65,7 +66,7 @@ def split_hub_kwargs(kwargs: dict) -> tuple[dict, dict]:
     }
 
 
-def read_config(source: str | Path, **hub_kwargs) -> dict[str, Any]:
+def read_config(source: str | Path, image_size: Any = None, **hub_kwargs) -> dict[str, Any]:
     """The fields of `ViTConfig` for a checkpoint; of transformers' ones without a look at the weights.
 
     Raises:
@@ -73,23 +74,32 @@ def read_config(source: str | Path, **hub_kwargs) -> dict[str, Any]:
     """
     config = _config_json(source, **hub_kwargs)
     if config is None or "architecture" in config:
-        return read_checkpoint(source, **hub_kwargs).config
+        return read_checkpoint(source, image_size, **hub_kwargs).config
     return config_from_transformers(config)
 
 
-def read_checkpoint(source: str | Path, **hub_kwargs) -> Checkpoint:
+def read_checkpoint(source: str | Path, image_size: Any = None, **hub_kwargs) -> Checkpoint:
     """A checkpoint: a Hub id, a folder, a weights file with its config.json beside it, or a `.npz` file.
+
+    Args:
+        source: which.
+        image_size: pixels, or (height, width), for a `.npz` file that was trained on a grid that is not square.
+        hub_kwargs: `revision`, `token`, ... of a Hub repository.
 
     Raises:
         InputError: there is no such checkpoint, it holds something else than a ViT, or a file of it is damaged.
     """
     config = _config_json(source, **hub_kwargs)
     if config is None:
-        return Checkpoint(*from_npz(read_npz(source), source=str(source)))
+        return Checkpoint(*from_npz(read_npz(source), str(source), image_size))
     tensors = _read_tensors(source, **hub_kwargs)
     if "architecture" in config:
         return Checkpoint(*from_timm(config, tensors, source=str(source)))
-    return Checkpoint(config_from_transformers(config), from_transformers(tensors, config["model_type"]))
+    tensors = from_transformers(tensors, config["model_type"])
+    fields = config_from_transformers(config)
+    if "distillation_classifier.weight" in tensors:  # whatever the file says
+        fields["use_distillation_head"] = True
+    return Checkpoint(fields, tensors)
 
 
 def read_preprocessing(source: str | Path, **hub_kwargs) -> dict[str, Any] | None:
@@ -103,14 +113,15 @@ def read_preprocessing(source: str | Path, **hub_kwargs) -> dict[str, Any] | Non
     """
     config = _config_json(source, **hub_kwargs)
     if config is None:
-        height, width = pair(read_checkpoint(source).config["image_size"])
-        return {"size": {"height": height, "width": width}}
+        model = read_checkpoint(source).config
+        height, width = pair(model["image_size"])
+        return {"size": {"height": height, "width": width}, "num_channels": model["num_channels"]}
     return processor_from_timm(config) if "architecture" in config else None
 
 
 def is_npz(source: str | Path) -> bool:
     """Whether a checkpoint is a file of the paper's code, by its name."""
-    return Path(source).suffix == ".npz"
+    return Path(source).suffix == ".npz" and not Path(source).is_dir()
 
 
 def _config_json(source: str | Path, **hub_kwargs) -> dict[str, Any] | None:
@@ -125,12 +136,17 @@ def _config_json(source: str | Path, **hub_kwargs) -> dict[str, Any] | None:
         if path.is_file():
             raise InputError(f"{path} is not valid JSON.") from error
         config = {}  # transformers raises for most of what cannot be found, and returns this for the rest
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"The config.json of {source} is not a JSON object.") from error
     if not config:
         raise InputError(
             f"{source} is neither a folder with a config.json, nor a .npz file, nor a model on the Hub that can be "
             "reached."
         )
-    if config.get("model_type") not in MODEL_TYPES and "architecture" not in config:
+    if not isinstance(config, dict):
+        raise InputError(f"The config.json of {source} is not a JSON object.")
+    is_timm = isinstance(config.get("architecture"), str) and isinstance(config.get("pretrained_cfg", {}), dict)
+    if config.get("model_type") not in MODEL_TYPES and not is_timm:
         raise InputError(
             f"{source} holds a model of type {config.get('model_type')!r}; vitrail loads models of type "
             f"{', '.join(map(repr, MODEL_TYPES))}, and timm's ViTs."
@@ -147,23 +163,24 @@ def _read_tensors(source: str | Path, **hub_kwargs) -> dict[str, torch.Tensor]:
         found = cached_file(source, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
         return None if found is None else Path(found)
 
-    for index_name, name in _WEIGHTS:
-        if (index := find(index_name)) is not None:
-            try:
-                filenames = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise InputError(f"{index} is no index of weights; fetch or save it again.") from error
-        elif find(name) is not None:
-            filenames = [name]
-        else:
+    for name in _WEIGHTS:
+        if (path := find(name)) is None:
             continue
         tensors: dict[str, torch.Tensor] = {}
-        for filename in filenames:
-            if (path := find(filename)) is None:
+        for filename in _shards(path) if name.endswith(".index.json") else [name]:
+            if (shard := find(filename)) is None:
                 raise InputError(f"{source} has no {filename}, which its index names.")
-            tensors |= _read_file(path)
+            tensors |= _read_file(shard)
         return tensors
     raise InputError(f"{source} has no {SAFE_WEIGHTS_NAME} and no {WEIGHTS_NAME}.")
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return sorted({Path(name).name for name in weight_map.values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index} is no index of weights; fetch or save it again.") from error
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
@@ -176,11 +193,14 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} holds more than tensors, and unpickling that could run any code; ask for a safetensors file."
+            f"{path} is damaged or holds more than tensors, and unpickling that could run any code; ask for a "
+            "safetensors file."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise InputError(f"{path} is not a complete file of PyTorch weights; fetch or save it again.") from error
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in loaded.items()
+    ):
         raise InputError(f"{path} is no table of tensors by name.")
     return loaded
 
@@ -222,6 +242,8 @@ def fit_to_model(
     for name, shape in sorted(needed.items()):
         if (found := tuple(state_dict[name].shape)) != shape:
             raise InputError(f"{source} has {name} with shape {found}, but the model needs {shape}.")
+        if not state_dict[name].is_floating_point():
+            raise InputError(f"{source} has {name} in whole numbers; weights are floating-point numbers.")
     if not has_base_prefix:
         state_dict = {name.removeprefix(_BASE): tensor for name, tensor in state_dict.items()}
     return state_dict, new_head
@@ -229,12 +251,12 @@ def fit_to_model(
 
 def _what_is_new(found: dict[str, torch.Tensor], wanted: dict[str, tuple[int, ...]]) -> str | None:
     """Says what is wrong with the checkpoint's head for this model; None where it fits, or is merely damaged."""
+    if not any(_is_output(name) for name in found):
+        classes = next(shape[0] for name, shape in wanted.items() if _is_output(name))
+        return f"the checkpoint has none, the model has {classes} classes"
     for name, (classes, *_) in wanted.items():
-        if _is_output(name) and name.endswith(".weight"):
-            if name not in found:
-                return f"the checkpoint has none, the model has {classes} classes"
-            if len(found[name]) != classes:
-                return f"the checkpoint's has {len(found[name])} classes, the model's {classes}"
+        if _is_output(name) and name in found and found[name].ndim and len(found[name]) != classes:
+            return f"the checkpoint's has {len(found[name])} classes, the model's {classes}"
     return None
 
 

@@ -4,6 +4,7 @@ python -c "from vitrail.modeling import ViTConfig; print(ViTConfig.from_variant(
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -333,12 +334,18 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         try:
             return super().from_dict(config_dict | changed, **kwargs)
         except StrictDataclassError as error:
-            raise InputError(str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")) from error
+            sentence = str(error).strip().splitlines()[-1].strip()
+            raise InputError(re.sub(r"^\w+Error: ", "", sentence)) from error
+        except (AttributeError, TypeError, ValueError) as error:  # of fields that transformers itself reads
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise InputError(f"The configuration's labels, dtype or stages cannot be used: {reason}.") from error
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         hub_kwargs, kwargs = split_hub_kwargs(kwargs)
-        return read_config(str(pretrained_model_name_or_path), **hub_kwargs) | {"model_type": cls.model_type}, kwargs
+        source = str(pretrained_model_name_or_path)
+        fields = read_config(source, kwargs.get("image_size"), **hub_kwargs)
+        return fields | {"model_type": cls.model_type}, kwargs
 
 
 def _require(holds: bool, otherwise: str) -> None:

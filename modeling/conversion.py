@@ -6,6 +6,8 @@ vitrail convert runs/digits exported --to timm
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +35,8 @@ _NOT_COMPARED = {
     *("initializer_range", "layer_scale_init_value", "position_resize", "interpolate_pos_encoding"),
     "reshape_hidden_states",
 }
+# Fields that differ where another one does, which says it better.
+_CONSEQUENCES = {"image_size", "patch_size", "num_prefix_positions", "hidden_act", "position_placement"}
 
 
 def convert(source: str | Path, destination: str | Path, to: Format = "vitrail", **hub_kwargs: Any) -> list[str]:
@@ -54,13 +58,14 @@ def convert(source: str | Path, destination: str | Path, to: Format = "vitrail",
     destination = Path(destination)
     if (to == "npz") != (destination.suffix == ".npz"):
         raise InputError(f"{destination} should {'' if to == 'npz' else 'not '}end in .npz for the format {to}.")
-    if destination.is_file() and to != "npz":
-        raise InputError(f"{destination} is a file; give a folder to write to.")
+    if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
+        raise InputError(f"{destination} exists already; give a new place, so that nothing is lost.")
     checkpoint = read_checkpoint(source, **hub_kwargs)
     config = ViTConfig.from_dict(checkpoint.config)
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state_dict.items()}
     if to == "vitrail":
-        _save(tensors, source, destination, **hub_kwargs)
+        with _writing(destination):
+            _save(tensors, source, destination, **hub_kwargs)
         saved = read_checkpoint(destination)
         _require_same(to, config, tensors, ViTConfig.from_dict(saved.config), saved.state_dict)
         return []
@@ -71,7 +76,7 @@ def convert(source: str | Path, destination: str | Path, to: Format = "vitrail",
     try:
         if to == "npz":
             arrays = to_npz(fields, tensors)
-            fields_again, tensors_again = from_npz(arrays, source=str(destination))
+            fields_again, tensors_again = from_npz(arrays, str(destination), config.image_size)
         elif to == "timm":
             config_json, renamed = to_timm(fields, tensors, processor and processor.to_dict())
             fields_again, tensors_again = from_timm(config_json, renamed, source=str(destination))
@@ -84,18 +89,28 @@ def convert(source: str | Path, destination: str | Path, to: Format = "vitrail",
     again = ViTConfig.from_dict(fields_again)
     _require_same(to, config, tensors, again, tensors_again)
 
-    if to == "npz":
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with destination.open("wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-    else:
-        destination.mkdir(parents=True, exist_ok=True)
-        (destination / "config.json").write_text(json.dumps(config_json, indent=2) + "\n", encoding="utf-8")
-        separate = {name: tensor.contiguous().clone() for name, tensor in renamed.items()}
-        save_file(separate, destination / "model.safetensors", metadata={"format": "pt"})
-        if to == "transformers" and processor is not None:
-            processor.save_pretrained(destination)
+    with _writing(destination):
+        if to == "npz":
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            with destination.open("wb") as file:
+                np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        else:
+            destination.mkdir(parents=True, exist_ok=True)
+            (destination / "config.json").write_text(json.dumps(config_json, indent=2) + "\n", encoding="utf-8")
+            separate = {name: tensor.contiguous().clone() for name, tensor in renamed.items()}
+            save_file(separate, destination / "model.safetensors", metadata={"format": "pt"})
+            if to == "transformers" and processor is not None:
+                processor.save_pretrained(destination)
+    _require_same(to, config, tensors, again, read_checkpoint(destination, config.image_size).state_dict)
     return _remarks(to, config, again, processor)
+
+
+@contextmanager
+def _writing(destination: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"Cannot write to {destination}: {error.strerror or error}.") from error
 
 
 def _save(tensors: dict[str, torch.Tensor], source: str | Path, destination: Path, **hub_kwargs: Any) -> None:
@@ -123,8 +138,8 @@ def _require_same(
     again: ViTConfig,
     tensors_again: dict[str, torch.Tensor],
 ) -> None:
-    computed_again = _computed(again, tensors)
-    for name, value in _computed(config, tensors).items():
+    computed, computed_again = _computed(config, tensors), _computed(again, tensors)
+    for name, value in sorted(computed.items(), key=lambda item: item[0] in _CONSEQUENCES):
         if computed_again[name] != value:
             nearest = computed_again[name]
             raise InputError(f"{to} cannot express {name}={value!r}; the nearest model there has {nearest!r}.")
@@ -138,8 +153,8 @@ def _require_same(
 def _computed(config: ViTConfig, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The fields that decide what a model with these tensors computes."""
     names = [name for name in ViTConfig.__annotations__ if name not in _NOT_COMPARED and name != "model_type"]
-    fields = {name: getattr(config, name) for name in names if name not in ("image_size", "patch_size")}
-    fields |= {"image_size": config.image_shape, "patch_size": config.patch_shape}  # last, as others explain them
+    fields = {name: getattr(config, name) for name in names}
+    fields |= {"image_size": config.image_shape, "patch_size": config.patch_shape}
     if config.resnet_depths is None:
         fields["resnet_width"] = fields["resnet_numerics"] = None
     else:

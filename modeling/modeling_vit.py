@@ -376,7 +376,9 @@ class ViTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Those of the paper's code (vit_jax `models_vit.py` and flax's defaults), with every bias at zero."""
+        """Those of the paper's code (vit_jax `models_vit.py` and flax's defaults), but that every bias is zero, and
+        `pre_logits` is like the other dense layers.
+        """
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
         elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
@@ -427,7 +429,8 @@ class ViTPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(None, config=config, state_dict=state_dict, **kwargs)
         hub_kwargs, kwargs = split_hub_kwargs(kwargs)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or "auto"
-        checkpoint = read_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
+        image_size = kwargs.get("image_size") if config is None else config.image_size
+        checkpoint = read_checkpoint(pretrained_model_name_or_path, image_size, **hub_kwargs)
         own_config = ViTConfig.from_dict(checkpoint.config)
         asked_for_hidden_layer = config is not None or "representation_size" in kwargs
         if config is None:
@@ -548,6 +551,8 @@ class ViTForImageClassification(ViTPreTrainedModel):
 
     def __init__(self, config: ViTConfig):
         super().__init__(config)
+        if not config.labels:
+            raise InputError("The model has no classes to tell apart; give it id2label, or num_labels of at least 1.")
         self.vit = ViTModel(config)
         width = config.hidden_size * (2 if config.pooling == "token_and_mean" else 1)
         self.pre_logits = None
@@ -566,6 +571,17 @@ class ViTForImageClassification(ViTPreTrainedModel):
             init.zeros_(cast("nn.Linear", module).bias)
         else:
             super()._init_weights(module)
+
+    def reset_head(self) -> None:
+        """Attaches a zero-initialised linear head in place of "the whole pre-trained prediction head" (Section 3.2)."""
+        self.config.representation_size = self.pre_logits = None
+        width = self.config.hidden_size * (2 if self.config.pooling == "token_and_mean" else 1)
+        weight = self.classifier.weight
+        self.classifier = nn.Linear(width, len(self.config.labels), device=weight.device, dtype=weight.dtype)
+        for head in (self.classifier, self.distillation_classifier):
+            if head is not None:
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
 
     @can_return_tuple
     def forward(

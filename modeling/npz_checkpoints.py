@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .errors import InputError
-from .geometry import resnet_stride
+from .geometry import pair, resnet_stride
 from .tensor_names import inverted, rename
 
 
@@ -70,22 +70,24 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}.") from error
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else "it is cut off"
-        raise InputError(f"{path} is not a complete .npz file of arrays ({reason}); fetch it again.") from error
+        raise InputError(f"{path} is not a complete .npz file of arrays alone; fetch it again.") from error
     if strange := [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]:
         raise InputError(f"{path} has {strange[0]}, which holds no numbers; it is no file of weights.")
-    return arrays
+    return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
 
 
-def from_npz(arrays: dict[str, np.ndarray], source: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def from_npz(
+    arrays: dict[str, np.ndarray], source: str, image_size: Any = None
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The fields of `ViTConfig` and the tensors under vitrail's names.
 
     Args:
         arrays: as `read_npz` gives them.
         source: what to call the file in messages.
+        image_size: pixels, or (height, width), where the grid is not square, which a file does not say.
 
     Raises:
-        InputError: the arrays are not those of a Vision Transformer on a square grid.
+        InputError: the arrays are not those of a Vision Transformer, or of one whose grid is not known.
     """
     tensors = _with_our_names(arrays)
     for name, theirs in (
@@ -98,6 +100,9 @@ def from_npz(arrays: dict[str, np.ndarray], source: str) -> tuple[dict[str, Any]
     ):
         if name not in tensors or tensors[name].ndim != (4 if "projection" in name else 3 if "q_proj" in name else 2):
             raise InputError(f"{source} has no {theirs}; it is not a Vision Transformer of the paper's code.")
+    for name in ("classifier.weight", "pre_logits.weight"):
+        if name in tensors and tensors[name].ndim != 2:
+            raise InputError(f"{source} has a head of shape {tuple(tensors[name].shape)}, which is no dense layer.")
     heads = tensors["vit.layers.0.attention.q_proj.weight"].shape[1]
     tensors = {name: _from_flax(name, tensor).contiguous() for name, tensor in tensors.items()}
 
@@ -129,15 +134,22 @@ def from_npz(arrays: dict[str, np.ndarray], source: str) -> tuple[dict[str, Any]
         stride = resnet_stride(depths)
     positions = tensors.get("vit.embeddings.position_embeddings")
     patches = 14 * 14 if positions is None else positions.shape[1] - use_class_token
-    if math.isqrt(patches) ** 2 != patches:
-        raise InputError(f"{source} has position embeddings for {patches} patches, which form no square.")
-    fields["image_size"] = [math.isqrt(patches) * side * stride for side in fields["patch_size"]]
+    patch_shape = [side * stride for side in fields["patch_size"]]
+    if math.isqrt(patches) ** 2 == patches:
+        fields["image_size"] = [math.isqrt(patches) * side for side in patch_shape]
+    elif image_size is not None and math.prod(i // p for i, p in zip(pair(image_size), patch_shape)) == patches:
+        fields["image_size"] = list(pair(image_size))
+    else:
+        raise InputError(
+            f"{source} has position embeddings for {patches} patches, which form no square; give the image_size it was "
+            "trained with as (height, width)."
+        )
     if positions is None:
         fields["position_embedding"] = "none"
     if "pre_logits.weight" in tensors:
         fields["representation_size"] = len(tensors["pre_logits.weight"])
     if "classifier.weight" in tensors:
-        labels = {index: f"LABEL_{index}" for index in range(len(tensors["classifier.weight"]))}
+        labels = {index: f"LABEL_{index}" for index in range(tensors["classifier.weight"].shape[0])}
         fields |= {"id2label": labels, "label2id": {label: index for index, label in labels.items()}}
     return fields, tensors
 
@@ -149,6 +161,8 @@ def to_npz(config: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> dict[
         config: the fields of `ViTConfig`.
         state_dict: tensors by vitrail's names.
     """
+    if config["use_distillation_token"] or config["num_register_tokens"]:
+        raise InputError("the paper's code has no distillation and no register tokens.")
     arrays = {}
     laid_out = {name: _to_flax(name, tensor, config["num_attention_heads"]) for name, tensor in state_dict.items()}
     for name, tensor in rename(laid_out, _NAMES).items():

@@ -108,6 +108,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
+    image.info = {}  # or its orientation would be applied once more by whoever takes this for a file's image
     if partial:
         frame = image.crop(partial)
         image = Image.new("RGB", image.size, "white")

@@ -79,6 +79,11 @@ def fit_positions(state_dict: dict[str, torch.Tensor], found: ViTConfig, wanted:
     prefix = "vit.embeddings."
     if (name := prefix + "position_embeddings") in state_dict:
         count = found.num_prefix_positions or 0
+        if state_dict[name].ndim != 3 or state_dict[name].shape[1] != count + old[0] * old[1]:
+            raise InputError(
+                f"The checkpoint has position embeddings of shape {tuple(state_dict[name].shape)}, but its "
+                f"{old[0]}x{old[1]} patches need {count + old[0] * old[1]}."
+            )
         fitted[name] = resize_learned_1d(state_dict[name], count, old, new, rule)
     for axis, kind in enumerate(("row", "column")):
         if (name := f"{prefix}{kind}_embeddings") in state_dict:

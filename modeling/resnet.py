@@ -23,10 +23,13 @@ class StandardizedConv2d(nn.Conv2d):
         self.numerics = config.resnet_numerics
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        weight = self.weight.float()
-        variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        scale = variance.sqrt() + 1e-5 if self.numerics == "paper" else (variance + 1e-8).sqrt()
-        weight = ((weight - mean) / scale).to(input.dtype)
+        filters = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)).flatten(1)
+        if self.numerics == "paper":
+            deviation, mean = torch.std_mean(filters, dim=1, correction=0, keepdim=True)
+            filters = (filters - mean) / (deviation + 1e-5)
+        else:
+            filters = F.batch_norm(filters[None], None, None, training=True, momentum=0.0, eps=1e-8)
+        weight = filters.view_as(self.weight).to(input.dtype)
         return F.conv2d(_pad_same(input, self.kernel_size[0], self.stride[0], 0.0), weight, stride=self.stride)
 
 

@@ -109,6 +109,8 @@ def from_timm(
     if unknown := model_args.keys() - _MODEL_ARGS:
         raise InputError(f"{source} holds a {architecture} with {sorted(unknown)[0]}, which vitrail does not know.")
     state_dict = {name.removeprefix(_WRAPPER): tensor for name, tensor in state_dict.items()}
+    if "norm_pre.weight" in state_dict:
+        raise InputError(f"{source} normalises before its first layer, as CLIP's ViTs do; vitrail's ViT does not.")
     pool_before_norm = "fc_norm.weight" in state_dict
     names = _NAMES | (_POOL_BEFORE_NORM if pool_before_norm else {})
     if "patch_embed.backbone.conv.weight" in state_dict:
@@ -140,6 +142,7 @@ def from_timm(
         "num_channels": projection.shape[1],
         "qkv_bias": "vit.layers.0.attention.q_proj.bias" in tensors,
         "position_resize": "bicubic_antialias",
+        "interpolate_pos_encoding": bool(model_args.get("dynamic_img_size")),
         "use_class_token": "vit.embeddings.cls_token" in tensors,
         "use_distillation_token": "vit.embeddings.distillation_token" in tensors,
         "num_register_tokens": state_dict["reg_token"].shape[1] if "reg_token" in state_dict else 0,
@@ -151,8 +154,9 @@ def from_timm(
     }
     fields |= _resnet(tensors)
     fields |= _positions(fields, tensors, model_args, pretrained, source)
-    fields["pooling"] = _pooling(fields, tensors, model_args.get("global_pool") or config.get("global_pool"), source)
-    if fields["pooling"] != "mean":
+    global_pool = model_args.get("global_pool", config.get("global_pool"))
+    fields["pooling"] = _pooling(fields, tensors, global_pool, source)
+    if fields["pooling"] == "token":
         fields["pool_before_norm"] = False  # the class token's LayerNorm does not mind the order
     if "classifier.weight" in tensors:
         labels = _labels(config, pretrained, len(tensors["classifier.weight"]))
@@ -169,9 +173,14 @@ def to_timm(
         config: the fields of `ViTConfig`.
         state_dict: tensors by vitrail's names.
         processor: the fields of its image processor, or None.
+
+    Raises:
+        InputError: timm has no such model.
     """
+    _require_one_of_timms(config, has_head="classifier.weight" in state_dict)
+    depths = None if config["resnet_depths"] is None else tuple(config["resnet_depths"])
     names = _NAMES | (_POOL_BEFORE_NORM if config["pool_before_norm"] else {})
-    if config["resnet_depths"] == ():
+    if depths == ():
         names |= _ROOT_ALONE
     tensors = rename(_join_projections(state_dict), names)
     height, width = pair(config["image_size"])
@@ -181,8 +190,8 @@ def to_timm(
         architecture = "deit_base_distilled_patch16_224"
     elif config["use_swiglu"]:
         architecture = "vit_giant_patch14_dinov2"
-    elif config["resnet_depths"] is not None:
-        architecture = _HYBRIDS.get(tuple(config["resnet_depths"]), "vit_base_r50_s16_224")
+    elif depths is not None:
+        architecture = _HYBRIDS[depths]
     hidden_width = config["intermediate_size"] * (2 if config["use_swiglu"] else 1)
     activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     model_args = {
@@ -201,6 +210,7 @@ def to_timm(
         "pos_embed": "none" if config["position_embedding"] == "none" else "learn",
         "global_pool": {"mean": "avg", "attention": "map"}.get(config["pooling"], "token"),
         "fc_norm": config["pool_before_norm"],
+        "dynamic_img_size": config["interpolate_pos_encoding"],
     }
     if not config["use_swiglu"]:
         model_args["act_layer"] = activations.get(config["hidden_act"], "gelu")
@@ -217,10 +227,30 @@ def to_timm(
         "num_classes": num_classes,
         "num_features": config["hidden_size"],
         "global_pool": model_args["global_pool"],
-        "model_args": {name: value for name, value in model_args.items() if value is not None},
+        "model_args": model_args,
         "pretrained_cfg": pretrained_cfg | (timm_from_processor(processor) if processor else {}),
         **({"label_names": list(config["id2label"].values())} if num_classes else {}),
     }, tensors
+
+
+def _require_one_of_timms(config: dict[str, Any], has_head: bool) -> None:
+    """Checks what timm's own classes cannot be told by their arguments."""
+    distilled, swiglu = config["use_distillation_token"], config["use_swiglu"]
+    depths = config["resnet_depths"]
+    prefix = config["use_class_token"] + distilled + config["num_register_tokens"]
+    if depths is not None and (tuple(depths) not in _HYBRIDS or config["resnet_width"] != 64):
+        raise InputError(f"its hybrids have the depths {', '.join(map(str, _HYBRIDS))} and the width 64.")
+    if distilled and (config["num_register_tokens"] or config["pooling"] != "token"):
+        raise InputError("its distilled ViTs have no registers, and read their tokens.")
+    if distilled and has_head and not config["use_distillation_head"]:
+        raise InputError("its distilled ViTs have a second head.")
+    if distilled + swiglu + (depths is not None) > 1 or (swiglu and config["pooling"] == "attention"):
+        raise InputError("a distillation token, SwiGLU, a ResNet and attention pooling do not go together there.")
+    if config["position_embedding"] == "learned_1d" and config["num_prefix_positions"] not in (0, prefix):
+        raise InputError(
+            f"of the {prefix} tokens before the patches all or none have positions there, not "
+            f"{config['num_prefix_positions']}."
+        )
 
 
 def _heads(architecture: str, hidden_size: int) -> int:
@@ -297,8 +327,10 @@ def _positions(
 
 def _pooling(fields: dict[str, Any], tensors: dict[str, torch.Tensor], global_pool: str | None, source: str) -> str:
     if "vit.attention_pooling.latent" in tensors:
+        if fields["pool_before_norm"]:
+            raise InputError(f"{source} normalises after attention pooling, which vitrail's ViT does not.")
         return "attention"
-    if not global_pool:  # a file that does not say, or a model without a head
+    if global_pool is None or (global_pool == "" and "classifier.weight" not in tensors):
         global_pool = "token" if fields["use_class_token"] and not fields["pool_before_norm"] else "avg"
     if global_pool not in ("token", "avg"):
         raise InputError(f"{source} pools by {global_pool!r}, which vitrail does not know.")

@@ -44,7 +44,8 @@ def processor_from_timm(config: dict[str, Any]) -> dict[str, Any]:
     given = {name: pretrained_cfg.get(name) or default for name, default in _DEFAULTS.items()}
     channels, *target = given["input_size"]
     channels = model_args.get("in_chans") or channels
-    target = list(pair(model_args.get("img_size") or target))
+    if not model_args.get("dynamic_img_size"):  # else the model takes the size that the images are prepared for
+        target = list(pair(model_args.get("img_size") or target))
     resample = _RESAMPLE | {"random": _RESAMPLE["bicubic"]}
     for name, known in (("crop_mode", _FITS), ("interpolation", resample)):
         if given[name] not in known:

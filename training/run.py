@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
 from transformers import set_seed
@@ -160,10 +159,9 @@ def _build(
     else:
         model = model_class.from_pretrained(arguments.model, **fields)
         processor = ViTImageProcessor.from_pretrained(arguments.model)
-        before = ViTConfig.from_pretrained(arguments.model).labels
-        if isinstance(model, ViTForImageClassification) and sorted(before) != sorted(model.config.labels):
-            torch.nn.init.zeros_(model.classifier.weight)  # as many classes, but others: Section 3.2
-            torch.nn.init.zeros_(model.classifier.bias)
+        before = ViTConfig.from_pretrained(arguments.model, image_size=model.config.image_size).labels
+        if isinstance(model, ViTForImageClassification) and before != model.config.labels:
+            model.reset_head()  # which may have had as many classes, but others or in another order
     if processor.num_channels != model.config.num_channels:
         raise InputError(
             f"{arguments.model} has a model of {model.config.num_channels} channels, but prepares images of "
@@ -171,7 +169,11 @@ def _build(
         )
     height, width = model.config.image_shape
     if processor.output_size != (height, width):  # then the image is fitted, by default squashed, to the model's size
-        processor.size, processor.do_center_crop = SizeDict(height=height, width=width), False
+        size = SizeDict(height=height, width=width)
+        if processor.fit == "crop" and height == width:
+            processor.size, processor.crop_size = SizeDict(shortest_edge=height), size
+        else:
+            processor.size, processor.do_center_crop = size, False
     return model, processor
 
 

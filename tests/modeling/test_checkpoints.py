@@ -11,6 +11,14 @@ from safetensors.torch import load_file, save_file
 from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": (24, 16),
+    "patch_size": 8,
+}
 PIXELS = torch.linspace(-1, 1, 2 * 3 * 24 * 16).view(2, 3, 24, 16)
 
 
@@ -165,3 +173,74 @@ def test_a_configuration_of_ones_own_is_fitted_too(saved, tiny_model):
     expected = tiny_model.vit(larger, interpolate_pos_encoding=True).pooler_output
     torch.testing.assert_close(model.vit(larger).pooler_output, expected, atol=1e-6, rtol=1e-5)
     assert model(larger).logits.shape == (1, 2)
+
+
+def test_one_file_counts_more_than_old_shards_beside_it(tiny_model, tmp_path):
+    """As in transformers: a folder that was saved to twice holds what was saved last."""
+    tiny_model.save_pretrained(tmp_path, max_shard_size="20KB")
+    with torch.no_grad():
+        tiny_model.classifier.bias.add_(1)
+    tiny_model.save_pretrained(tmp_path / "new")
+    (tmp_path / "new" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    assert torch.equal(ViTForImageClassification.from_pretrained(tmp_path).classifier.bias, tiny_model.classifier.bias)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("null", "not a JSON object"),
+        ('"x"', "not a JSON object"),
+        ('{"architecture": 5}', "holds a model of type None"),
+        ('{"architecture": "vit_base_patch16_224", "pretrained_cfg": []}', "holds a model of type"),
+        ('{"model_type": "vit", "id2label": ["cat"]}', "labels, dtype or stages cannot be used"),
+        ('{"model_type": "vit", "id2label": {"a": "cat"}}', "labels, dtype or stages cannot be used"),
+        ('{"model_type": "vit", "dtype": "float7"}', "labels, dtype or stages cannot be used"),
+        ('{"model_type": "vit", "out_indices": [99]}', "labels, dtype or stages cannot be used"),
+    ],
+)
+def test_an_odd_config_is_one_sentence(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    save_file({"vit.layernorm.bias": torch.ones(4)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=message) as error:
+        ViTForImageClassification.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "fields", "message"),
+    [
+        (
+            lambda tensors: tensors.update({"vit.embeddings.position_embeddings": torch.ones(1, 18, 32)}),
+            {"image_size": 64},
+            r"position embeddings of shape \(1, 18, 32\), but its 3x2 patches need 7",
+        ),
+        (lambda tensors: tensors.pop("classifier.weight"), {}, r"lacks classifier\.weight"),
+        (
+            lambda tensors: tensors.update({"vit.layernorm.bias": torch.ones(32, dtype=torch.int32)}),
+            {},
+            r"vit\.layernorm\.bias in whole numbers",
+        ),
+        (lambda tensors: None, {"num_labels": 0}, "no classes to tell apart"),
+    ],
+    ids=["positions", "half a head", "whole numbers", "no classes"],
+)
+def test_odd_weights_are_one_sentence(saved, change, fields, message):
+    rewrite(saved, change)
+    with pytest.raises(InputError, match=message):
+        ViTForImageClassification.from_pretrained(saved, **fields)
+
+
+def test_a_folder_may_be_called_like_a_file(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "model.npz")
+    again = ViTForImageClassification.from_pretrained(tmp_path / "model.npz")
+    assert torch.equal(again(PIXELS).logits, tiny_model(PIXELS).logits)
+
+
+def test_a_new_head_is_the_whole_head(randomised):
+    distilled = {"use_distillation_token": True, "use_distillation_head": True}
+    for fields in (distilled, {"representation_size": 7}, {"pooling": "token_and_mean"}):
+        model = randomised(ViTForImageClassification(ViTConfig(**SMALL, **fields)))
+        model.reset_head()
+        assert model.pre_logits is None
+        assert model.config.representation_size is None
+        assert not model(PIXELS).logits.any()

@@ -44,6 +44,15 @@ MODELS = {
     "pre-logits": {"representation_size": 24, "hidden_act": "gelu_pytorch_tanh"},
     "mean, tanh GELU": {"pooling": "mean", "use_class_token": False, "hidden_act": "gelu_pytorch_tanh"},
     "hybrid of timm": {"resnet_depths": (2, 2, 2, 2), "patch_size": 1, "image_size": 64, "resnet_numerics": "timm"},
+    "hybrid root of timm": {
+        "resnet_depths": (),
+        "patch_size": 4,
+        "image_size": 32,
+        "resnet_numerics": "timm",
+    },
+    "SwiGLU without LayerScale": {"use_swiglu": True},
+    "one head for two tokens": {"use_distillation_token": True},
+    "distilled SwiGLU": {"use_distillation_token": True, "use_distillation_head": True, "use_swiglu": True},
     "hybrid of the paper": {
         "resnet_depths": (1, 2),
         "resnet_width": 32,
@@ -58,10 +67,11 @@ EXPRESSIBLE = {
     "vitrail": set(MODELS),
     "transformers": {
         *("plain", "not square", "one channel", "distilled", "DINOv2", "DINOv2 with registers and SwiGLU"),
+        "one head for two tokens",
     },
     "timm": {
         *("plain", "not square", "one channel", "distilled", "DeiT III", "registers and mean", "attention pooling"),
-        *("hybrid of timm", "no positions", "mean, tanh GELU"),
+        *("hybrid of timm", "hybrid root of timm", "no positions", "mean, tanh GELU", "SwiGLU without LayerScale"),
     },
     "npz": {"pre-logits", "mean, tanh GELU", "hybrid of the paper"},
 }
@@ -176,10 +186,33 @@ def test_the_real_dinov2_there_and_back(assets, tmp_path):
     [
         ("out.npz", "timm", r"out\.npz should not end in \.npz for the format timm"),
         ("out", "npz", r"out should end in \.npz for the format npz"),
-        ("taken", "timm", "taken is a file; give a folder"),
+        ("taken", "timm", "taken exists already; give a new place"),
+        ("", "vitrail", "exists already"),
+        ("taken/below", "timm", "Cannot write to .*below: Not a directory"),
     ],
 )
 def test_a_wrong_destination_is_one_sentence(tmp_path, destination, to, message):
     (tmp_path / "taken").write_text("")
     with pytest.raises(InputError, match=message):
         convert(PAPER / "token.npz", tmp_path / destination, to)
+
+
+def test_nothing_is_written_over(tmp_path):
+    convert(PAPER / "token.npz", tmp_path / "model")
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="exists already"):
+        convert(tmp_path / "model", tmp_path / "model", "timm")
+    with pytest.raises(InputError, match="exists already"):
+        convert(PAPER / "gap.npz", tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_preprocessing_follows_to_timm(assets, tmp_path):
+    """DINOv2 is trained at 518 pixels and used at 224, and so it stays."""
+    convert(assets / "dinov2-small", tmp_path / "timm", "timm")
+    before, after = (ViTImageProcessor.from_pretrained(path) for path in (assets / "dinov2-small", tmp_path / "timm"))
+    assert before.output_size == after.output_size == (224, 224)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    data = timm.data.resolve_model_data_config(theirs)
+    assert (data["input_size"], data["crop_pct"]) == ((3, 224, 224), 0.875)
+    assert ViTConfig.from_pretrained(tmp_path / "timm").interpolate_pos_encoding

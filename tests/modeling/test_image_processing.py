@@ -654,3 +654,22 @@ def test_a_plain_processor_is_saved_as_stock_saves_it():
 def test_a_field_that_cannot_be_followed_is_named(fields, complaint):
     with pytest.raises(InputError, match=complaint):
         ViTImageProcessor(**fields)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_photo_is_turned_once_on_its_way_to_pixels(photo, tmp_path, backend, suffix, orientation):
+    """By whatever way it comes: a path, an opened file, an image that was read before."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo.{suffix}"
+    photo.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        processor = backend(size=SIZE)
+        expected = pixels(processor, upright)
+        assert torch.equal(pixels(processor, path), expected)
+        assert torch.equal(pixels(processor, image), expected)
+    assert torch.equal(pixels(processor, read_image(path)), expected)
+    assert torch.equal(pixels(processor, read_image(path.read_bytes())), expected)

@@ -133,3 +133,36 @@ def test_a_truncated_or_missing_file_is_named(tmp_path):
         ViTForImageClassification.from_pretrained(path)
     with pytest.raises(InputError, match=r"There is no file .*nowhere\.npz"):
         ViTConfig.from_pretrained(tmp_path / "nowhere.npz")
+
+
+def test_a_grid_that_is_not_square_needs_to_be_said(tmp_path):
+    def wide(arrays):
+        old = arrays["Transformer/posembed_input/pos_embedding"]
+        arrays["Transformer/posembed_input/pos_embedding"] = np.concatenate([old, old[:, 1:6]], axis=1)[:, :13]
+
+    path = rewritten(tmp_path, wide)  # 3x4 patches
+    with pytest.raises(InputError, match="12 patches, which form no square; give the image_size"):
+        ViTForImageClassification.from_pretrained(path)
+    model = ViTForImageClassification.from_pretrained(path, image_size=(12, 16))
+    stored = np.load(path)["Transformer/posembed_input/pos_embedding"]
+    assert torch.equal(model.vit.embeddings.position_embeddings, torch.from_numpy(stored))
+
+
+def test_byte_order_and_channels_are_the_files(tmp_path):
+    def big_endian_and_gray(arrays):
+        arrays["embedding/kernel"] = arrays["embedding/kernel"][:, :, :1]
+        for name, array in arrays.items():
+            arrays[name] = array.astype(array.dtype.newbyteorder(">"))
+
+    path = rewritten(tmp_path, big_endian_and_gray)
+    model = ViTForImageClassification.from_pretrained(path)
+    assert torch.equal(model.vit.embeddings.cls_token, load("token").vit.embeddings.cls_token)
+    processor = ViTImageProcessor.from_pretrained(path)
+    assert (processor.num_channels, model.config.num_channels) == (1, 1)
+    assert model(processor(np.zeros((5, 5), np.uint8), return_tensors="pt").pixel_values).logits.shape == (1, 5)
+
+
+def test_a_text_file_is_no_checkpoint(tmp_path):
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(InputError, match=r"text\.npz is not a complete \.npz file of arrays alone; fetch it again\.$"):
+        ViTConfig.from_pretrained(tmp_path / "text.npz")

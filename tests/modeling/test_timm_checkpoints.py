@@ -170,6 +170,7 @@ def test_what_transformers_timm_wrapper_saved_loads(tmp_path):
         ({"model_args": {"pool_include_prefix": True}}, "with pool_include_prefix, which vitrail does not know"),
         ({"model_args": {"act_layer": "mish", "num_heads": 4}}, "the activation 'mish'"),
         ({"model_args": {"global_pool": "avgmax"}}, "pools by 'avgmax'"),
+        ({"model_args": {"global_pool": ""}}, "pools by ''"),
     ],
 )
 def test_what_vitrail_does_not_know_is_refused(tmp_path, change, message):
@@ -177,5 +178,19 @@ def test_what_vitrail_does_not_know_is_refused(tmp_path, change, message):
     save_for_hf(model, tmp_path, safe_serialization=True)
     config = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        ViTForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("vit_base_patch16_siglip_224", "normalises after attention pooling"),
+        ("vit_base_patch16_clip_224", "normalises before its first layer, as CLIP's ViTs do"),
+    ],
+)
+def test_norms_in_other_places_are_refused(tmp_path, architecture, message):
+    arguments = SMALL | {"img_size": 32, "patch_size": 8} | ({"fc_norm": True} if "siglip" in architecture else {})
+    save_for_hf(timm.create_model(architecture, **arguments), tmp_path, safe_serialization=True, model_args=arguments)
     with pytest.raises(InputError, match=message):
         ViTForImageClassification.from_pretrained(tmp_path)
