@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from .geometry import pair
 from .npz_checkpoints import from_npz, read_npz
 from .timm_checkpoints import from_timm
 from .timm_preprocessing import processor_from_timm
-from .transformers_checkpoints import MODEL_TYPES, config_from_transformers, from_transformers
+from .transformers_checkpoints import MODEL_TYPES, config_from_transformers, from_transformers, left_out
 
 
 # The arguments of `from_pretrained` that say where files come from, and those that Auto classes and pipelines add.
@@ -52,10 +53,12 @@ class Checkpoint:
     Attributes:
         config: the fields of `ViTConfig`.
         state_dict: tensors by vitrail's names, the base model's under `vit.`.
+        left_out: the names of tensors that nothing here uses: stock ViT's pooler, mask token and pixel decoder.
     """
 
     config: dict[str, Any]
     state_dict: dict[str, torch.Tensor]
+    left_out: Sequence[str] = ()
 
 
 def split_hub_kwargs(kwargs: dict) -> tuple[dict, dict]:
@@ -95,11 +98,12 @@ def read_checkpoint(source: str | Path, image_size: Any = None, **hub_kwargs) ->
     tensors = _read_tensors(source, **hub_kwargs)
     if "architecture" in config:
         return Checkpoint(*from_timm(config, tensors, source=str(source)))
+    unused = left_out(tensors, config["model_type"])
     tensors = from_transformers(tensors, config["model_type"])
     fields = config_from_transformers(config)
     if "distillation_classifier.weight" in tensors:  # whatever the file says
         fields["use_distillation_head"] = True
-    return Checkpoint(fields, tensors)
+    return Checkpoint(fields, tensors, unused)
 
 
 def read_preprocessing(source: str | Path, **hub_kwargs) -> dict[str, Any] | None:

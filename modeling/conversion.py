@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from .checkpoints import read_checkpoint
+from .checkpoints import Checkpoint, read_checkpoint
 from .configuration_vit import ViTConfig
 from .errors import InputError
 from .image_processing_vit import ViTImageProcessor
@@ -68,7 +68,7 @@ def convert(source: str | Path, destination: str | Path, to: Format = "vitrail",
             _save(tensors, source, destination, **hub_kwargs)
         saved = read_checkpoint(destination)
         _require_same(to, config, tensors, ViTConfig.from_dict(saved.config), saved.state_dict)
-        return []
+        return _left_out(checkpoint)
     if unknown := {"mask_token", "color_classifier.weight"} & tensors.keys():
         raise InputError(f"The format {to} cannot express {min(unknown)}, a part of masked patch prediction.")
     fields = config.to_dict()
@@ -102,7 +102,7 @@ def convert(source: str | Path, destination: str | Path, to: Format = "vitrail",
             if to == "transformers" and processor is not None:
                 processor.save_pretrained(destination)
     _require_same(to, config, tensors, again, read_checkpoint(destination, config.image_size).state_dict)
-    return _remarks(to, config, again, processor)
+    return _left_out(checkpoint) + _remarks(to, config, again, processor)
 
 
 @contextmanager
@@ -167,6 +167,10 @@ def _computed(config: ViTConfig, tensors: dict[str, torch.Tensor]) -> dict[str, 
         fields["pooling"] = config.pooling.replace("token_and_mean", "token")
         fields["use_distillation_head"] = fields["representation_size"] = None
     return fields
+
+
+def _left_out(checkpoint: Checkpoint) -> list[str]:
+    return [f"Left out, as nothing here uses it: {', '.join(checkpoint.left_out)}."] if checkpoint.left_out else []
 
 
 def _remarks(to: Format, config: ViTConfig, again: ViTConfig, processor: ViTImageProcessor | None) -> list[str]:

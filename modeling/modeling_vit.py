@@ -445,6 +445,8 @@ class ViTPreTrainedModel(PreTrainedModel):
         with torch.device("meta"):
             expected = cls(config).state_dict()
         tensors, new_head = fit_to_model(tensors, expected, source=str(pretrained_model_name_or_path))
+        if checkpoint.left_out:
+            logger.info("Nothing here uses %s.", ", ".join(checkpoint.left_out))
         if new_head:
             logger.warning("The head is new and starts at zero: %s.", new_head)
         if dtype == "auto":

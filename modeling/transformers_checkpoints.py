@@ -83,10 +83,14 @@ def config_from_transformers(config: dict[str, Any]) -> dict[str, Any]:
 
 def from_transformers(state_dict: dict[str, torch.Tensor], model_type: str) -> dict[str, torch.Tensor]:
     """The tensors of a stock ViT, DeiT or DINOv2, or of one saved by vitrail, under vitrail's names."""
-    prefix = "vit." if model_type == "vitrail" else f"{model_type}."
-    tensors = {_with_base(name, prefix): tensor for name, tensor in state_dict.items()}
+    tensors = {_with_base(name, model_type): tensor for name, tensor in state_dict.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not _LEFT_OUT.match(name)}
     return _join_swiglu(rename(tensors, inverted(_legacy_names(model_type, tensors))))
+
+
+def left_out(state_dict: dict[str, torch.Tensor], model_type: str) -> list[str]:
+    """The names of the tensors that `from_transformers` leaves out, which no model of vitrail has a use for."""
+    return sorted(name for name in state_dict if _LEFT_OUT.match(_with_base(name, model_type)))
 
 
 def to_transformers(
@@ -129,7 +133,8 @@ def to_transformers(
     return fields | {"model_type": model_type}, tensors
 
 
-def _with_base(name: str, prefix: str) -> str:
+def _with_base(name: str, model_type: str) -> str:
+    prefix = "vit." if model_type == "vitrail" else f"{model_type}."
     if name.startswith(prefix):
         return "vit." + name.removeprefix(prefix)
     return name if name == "mask_token" or name.startswith(_HEADS) or _LEFT_OUT.match(name) else "vit." + name

@@ -216,3 +216,10 @@ def test_preprocessing_follows_to_timm(assets, tmp_path):
     data = timm.data.resolve_model_data_config(theirs)
     assert (data["input_size"], data["crop_pct"]) == ((3, 224, 224), 0.875)
     assert ViTConfig.from_pretrained(tmp_path / "timm").interpolate_pos_encoding
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    config = transformers.ViTConfig(**{name: value for name, value in SMALL.items() if name != "num_labels"})
+    transformers.ViTModel(config).save_pretrained(tmp_path / "stock")
+    (remark,) = convert(tmp_path / "stock", tmp_path / "ours")
+    assert remark == "Left out, as nothing here uses it: pooler.dense.bias, pooler.dense.weight."
