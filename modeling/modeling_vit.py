@@ -41,7 +41,8 @@ from .transformers_checkpoints import from_transformers
 logger = logging.getLogger(__name__)
 
 # Called by every layer with its query and key, each (B, k, T, D/k), the scale of their product, and what is added to
-# the scaled product: (B, k, T, T) for relative position embeddings, else None.
+# the scaled product: (B, k, T, T) for relative position embeddings, else None. Attention pooling calls it after them,
+# with its query (B, k, 1, D/k) and the patches' key (B, k, N, D/k).
 AttentionObserver = Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor | None], None]
 PatchCorruption = Callable[[torch.Tensor], torch.Tensor]
 
@@ -345,12 +346,14 @@ class ViTAttentionPooling(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ViTMLP(config)
 
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+    def forward(self, patches: torch.Tensor, attention_observer: AttentionObserver | None) -> torch.Tensor:
         query = self.q_proj(self.latent.expand(patches.shape[0], -1, -1))
         query, key, value = (
             tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for tokens in (query, self.k_proj(patches), self.v_proj(patches))
         )
+        if attention_observer is not None:
+            attention_observer(query, key, query.shape[-1] ** -0.5, None)
         attended = F.scaled_dot_product_attention(query, key, value)  # (B, k, 1, D/k)
         pooled = self.o_proj(attended.flatten(1))
         return pooled + self.mlp(self.layernorm(pooled))  # (B, D)
@@ -488,7 +491,8 @@ class ViTModel(ViTPreTrainedModel):
                 resized to their grid; by default as the config says.
             attention_observer: called by every layer, first to last, with its query and key, each (B, k, T, D/k), the
                 scale of their product and what is added to it; this is how `vitrail.inspection` sees attention on any
-                backend.
+                backend. With `pooling="attention"` it is called once more, with the learned query, (B, k, 1, D/k), and
+                the patches' key, (B, k, N, D/k).
             patch_corruption: maps the embedded patches, (B, N, D), before the class token and positions join them.
             kwargs: `output_hidden_states`; `output_attentions` with `attn_implementation="eager"`.
 
@@ -512,12 +516,13 @@ class ViTModel(ViTPreTrainedModel):
             )
         if not self.config.pool_before_norm:
             hidden_states = self.layernorm(hidden_states)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=self._pool(hidden_states))
+        pooled = self._pool(hidden_states, attention_observer)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def _pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def _pool(self, hidden_states: torch.Tensor, attention_observer: AttentionObserver | None) -> torch.Tensor:
         patches = hidden_states[:, self.config.num_prefix_tokens :]
         if self.attention_pooling is not None:
-            return self.attention_pooling(patches)
+            return self.attention_pooling(patches, attention_observer)
         if self.config.pooling == "mean":  # Appendix D.3
             pooled = patches.mean(dim=1)
             return self.layernorm(pooled) if self.config.pool_before_norm else pooled

@@ -146,6 +146,15 @@ print(classify(sample)[0]["label"], classify(Image.new("L", (9, 9), 200))[0]["la
     assert done.stdout.split()[-1] == "bright"
 
 
+def test_a_model_that_pools_by_attention_is_trained_and_shown(image_folder, tiny_flags, tmp_path):
+    shape = json.loads(tiny_flags[tiny_flags.index("--config_overrides") + 1]) | {"pooling": "attention"}
+    flags = [*tiny_flags, "--dataset", str(image_folder), "--output_dir", str(tmp_path / "run")]
+    result = train([*flags, "--config_overrides", json.dumps(shape), "--validation_fraction", "0.25"])
+    assert "samples_with_rollout.png" in ModelCard.load(result.output_dir / "README.md").text
+    with Image.open(result.output_dir / "samples_with_rollout.png") as picture:
+        assert picture.width > 500
+
+
 def test_a_model_of_gray_images_is_trained_evaluated_and_used(image_folder, tiny_flags, tmp_path):
     flags = [*tiny_flags, "--dataset", str(image_folder), "--output_dir", str(tmp_path), "--learning_rate", "1e-2"]
     shape = json.loads(flags[flags.index("--config_overrides") + 1]) | {"num_channels": 1}
