@@ -331,6 +331,10 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
             InputError: a field has the wrong type, or the fields contradict each other.
         """
         changed = {name: kwargs.pop(name) for name in ViTConfig.__annotations__ if name in kwargs}
+        if "num_labels" in kwargs and "id2label" not in kwargs:  # then the names of other classes mean nothing
+            names = config_dict.get("id2label")
+            if isinstance(names, dict) and len(names) != kwargs["num_labels"]:
+                changed |= {"id2label": None, "label2id": None}
         try:
             return super().from_dict(config_dict | changed, **kwargs)
         except StrictDataclassError as error:

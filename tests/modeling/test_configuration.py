@@ -124,3 +124,10 @@ def test_a_change_of_depth_changes_what_a_backbone_returns(tmp_path):
 def test_a_label_called_like_the_model_stays(tmp_path):
     ViTConfig(id2label={0: "vit", 1: "vitrail"}).save_pretrained(tmp_path)
     assert ViTConfig.from_pretrained(tmp_path).labels == ["vit", "vitrail"]
+
+
+def test_another_number_of_labels_drops_the_old_names_without_a_word(tmp_path, caplog):
+    ViTConfig(id2label={0: "cat", 1: "dog"}).save_pretrained(tmp_path)
+    assert ViTConfig.from_pretrained(tmp_path, num_labels=3).labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert ViTConfig.from_pretrained(tmp_path, num_labels=2).labels == ["cat", "dog"]
+    assert not caplog.records
