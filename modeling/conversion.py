@@ -27,7 +27,6 @@ from .transformers_checkpoints import config_from_transformers, from_transformer
 
 
 Format = Literal["vitrail", "transformers", "timm", "npz"]
-FORMATS: tuple[Format, ...] = ("vitrail", "transformers", "timm", "npz")
 
 # Fields that do not change what a trained model computes at its own resolution.
 _NOT_COMPARED = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     # transformers copies the files that it finds imported, and reads this line without running it: with it, a config
     # that is loaded by itself brings along the models that `AUTO_MAP` names, and can be saved again.
-    from .modeling_vit import ViTModel  # noqa: F401
+    from .modeling_vit import ViTModel  # noqa: F401 - it is read, not run
 
 
 AUTO_MAP = {

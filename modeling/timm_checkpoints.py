@@ -63,9 +63,7 @@ _HEADS = {
     r"deit3_huge_": 16,
     r"test_vit": 2,
 }
-_TANH_GELU = re.compile(
-    r"vit_((so400m|giantopt)_patch16_siglip|base_patch32_siglip|large_patch16_siglip(_gap)?_512)", re.ASCII
-)
+_TANH_GELU = re.compile(r"vit_((so400m|giantopt)_patch16_siglip|base_patch32_siglip|large_patch16_siglip(_gap)?_512)")
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_tanh": "gelu_pytorch_tanh",

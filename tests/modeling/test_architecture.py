@@ -39,7 +39,9 @@ def pixels():
 
 @torch.no_grad()
 def test_each_pooling_reads_what_it_says(build, pixels):
-    tokens = lambda model: model.vit(pixels).last_hidden_state  # noqa: E731
+    def tokens(model):
+        return model.vit(pixels).last_hidden_state
+
     token = build(num_register_tokens=2)
     assert torch.equal(token(pixels).logits, token.classifier(tokens(token)[:, 0]))
     mean = build(pooling="mean", num_register_tokens=2)
