@@ -1,7 +1,15 @@
 """What a ViT looked at."""
 
+from vitrail.inspection.attention import attention_maps
 from vitrail.inspection.figures import overlay, predictions_figure
-from vitrail.inspection.rollout import RolloutOutput, attention_rollout
+from vitrail.inspection.rollout import RolloutOutput, attention_rollout, rollout_by_depth
 
 
-__all__ = ["RolloutOutput", "attention_rollout", "overlay", "predictions_figure"]
+__all__ = [
+    "RolloutOutput",
+    "attention_maps",
+    "attention_rollout",
+    "overlay",
+    "predictions_figure",
+    "rollout_by_depth",
+]

@@ -7,19 +7,28 @@ is made from the layer's query and key in blocks of rows and thrown away: no (he
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, get_args
 
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from vitrail.inspection.attention import (
+    AttentionBlock,
+    LayerScores,
+    attention_blocks,
+    config_of,
+    observed_call,
+    patch_grids,
+    read_by_head,
+)
 from vitrail.modeling import InputError, ViTConfig
 
 
 HeadFusion = Literal["mean", "max", "min"]
-
-# Attention weights computed at a time: 2 MB of float32, which stays in a core's cache.
-_BLOCK_ELEMENTS = 2**19
 
 
 @dataclass(frozen=True)
@@ -46,111 +55,128 @@ def attention_rollout(
     head_fusion: HeadFusion = "mean",
     discard_ratio: float = 0.0,
     start_layer: int = 0,
+    end_layer: int | None = None,
+    residual_weight: float = 1.0,
 ) -> RolloutOutput:
     """One forward pass and the rollout of its attention, on whatever attention backend the model uses.
 
     Args:
-        model: any model of `vitrail.modeling`.
+        model: any model of `vitrail.modeling`, in evaluation mode.
         pixel_values: (B, C, H, W), as the model takes them.
         head_fusion: how the heads' attention becomes one matrix per layer, and one row in attention pooling.
         discard_ratio: in [0, 1), the fraction of each image's and layer's fused attention that is set to zero, smallest
             entries first, before I is added; attention to the class token, where there is one, is never discarded.
         start_layer: the first layer that takes part, counted from 0; earlier ones are left out of the product.
+        end_layer: the first layer that no longer takes part; by default all do, to the last.
+        residual_weight: above 0, the weight of I beside the fused attention, whose rows have sum 1 under "mean".
 
     Raises:
-        InputError: an argument is out of its range, or the model is not one of `vitrail.modeling`.
+        InputError: an argument is out of its range, the model is not one of `vitrail.modeling` or is in training mode,
+            or the images or weights hold NaN.
     """
-    config = cast("ViTConfig", model.config)
+    config = config_of(model)
     num_layers = config.num_hidden_layers
-    if head_fusion not in ("mean", "max", "min"):
-        raise InputError(f"head_fusion is {head_fusion!r}; it must be 'mean', 'max' or 'min'.")
-    if not 0 <= discard_ratio < 1:
-        raise InputError(f"discard_ratio is {discard_ratio}; it must be at least 0 and less than 1.")
+    end_layer = num_layers if end_layer is None else end_layer
     if not 0 <= start_layer < num_layers:
         raise InputError(f"start_layer is {start_layer}; the model has layers 0 to {num_layers - 1}.")
-
-    layers: list[_Layer] = []
-
-    def observe(query: torch.Tensor, key: torch.Tensor, scaling: float, bias: torch.Tensor | None) -> None:
-        layers.append((query.float() * scaling, key.float(), None if bias is None else bias.float()))
-
-    outputs = model(pixel_values, attention_observer=observe)
-
-    if len(layers) != num_layers + (config.pooling == "attention"):
-        raise InputError(f"{type(model).__name__} does not show its attention; load it with vitrail.modeling.")
-
-    # The head of masked patch prediction reads every patch, whatever is pooled.
-    pooling = "mean" if "bool_masked_pos" in outputs else config.pooling
-    row = _read_by_head(config, pooling, layers, head_fusion)
-    needed = config.num_prefix_tokens if pooling == "token" else row.shape[1]
-    for layer in reversed(layers[start_layer:num_layers]):
-        row = _row_times_layer(row, layer, needed, head_fusion, discard_ratio, config.use_class_token)
-        needed = row.shape[1]
-    height, width = config.patch_shape
-    grid_shape = pixel_values.shape[2] // height, pixel_values.shape[3] // width
-    heatmap = row[:, config.num_prefix_tokens :].unflatten(1, grid_shape)  # (B, H/P, W/P)
-    return RolloutOutput(logits=outputs.get("logits"), heatmap=heatmap)
+    if not start_layer < end_layer <= num_layers:
+        raise InputError(f"end_layer is {end_layer}; it must lie between {start_layer + 1} and {num_layers}.")
+    operator = _Operator(config, head_fusion, discard_ratio, residual_weight)
+    logits, layers, rows = _observe(model, pixel_values, head_fusion)
+    for layer in reversed(layers[start_layer:end_layer]):
+        rows = operator.applied_to(rows, layer)
+    return RolloutOutput(logits, patch_grids(rows, config, pixel_values)[:, 0])
 
 
-# A layer's query times the scale and key, each (B, k, T, D/k); what is added to their product, (B, k, T, T) or None.
-_Layer = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+@torch.no_grad()
+def rollout_by_depth(
+    model: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    head_fusion: HeadFusion = "mean",
+    discard_ratio: float = 0.0,
+    residual_weight: float = 1.0,
+) -> RolloutOutput:
+    """How attention spreads with depth: the rollouts up to every layer, from one forward pass and each Â made once.
+
+    Args:
+        model, pixel_values, head_fusion, discard_ratio, residual_weight: as of `attention_rollout`.
+
+    Returns:
+        `heatmap` is (B, L, H/P, W/P); entry l is that of `attention_rollout` with `end_layer=l + 1`.
+
+    Raises:
+        InputError: as `attention_rollout`.
+    """
+    config = config_of(model)
+    operator = _Operator(config, head_fusion, discard_ratio, residual_weight)
+    logits, layers, read = _observe(model, pixel_values, head_fusion)
+    rows = operator.applied_to(read, layers.pop())
+    read = F.pad(read, (0, rows.shape[2] - read.shape[2]))
+    for layer in reversed(layers):
+        rows = operator.applied_to(torch.cat((read, rows), dim=1), layer)
+    return RolloutOutput(logits, patch_grids(rows, config, pixel_values))
 
 
-def _read_by_head(config: ViTConfig, pooling: str, layers: list[_Layer], head_fusion: HeadFusion) -> torch.Tensor:
-    """The tokens that the head reads, (B, T) with sum 1. Attention pooling's own attention follows the layers'."""
-    batch, _, tokens, _ = layers[0][0].shape
-    query, key, _ = layers[-1]
-    row = query.new_zeros(batch, tokens)
-    patches = row[:, config.num_prefix_tokens :]
-    if pooling == "attention":
-        fused = _fuse(query @ key.transpose(-1, -2), head_fusion)[:, 0]  # (B, N)
-        patches.copy_(fused / fused.sum(-1, keepdim=True))
-    elif pooling != "token":
-        patches.fill_(1 / patches.shape[1])
-    elif config.use_distillation_head:
-        row[:, :2] = 0.5
-    else:
-        row[:, 0] = 1
-    if pooling == "token_and_mean":
-        row[:, 0] = 1
-        row /= 2
-    return row
+@dataclass(frozen=True)
+class _Operator:
+    """Â of a layer: the rows of its fused attention + `residual_weight` I, normalised to sum 1."""
+
+    config: ViTConfig
+    head_fusion: HeadFusion
+    discard_ratio: float
+    residual_weight: float
+
+    def __post_init__(self):
+        if self.head_fusion not in get_args(HeadFusion):
+            raise InputError(f"head_fusion is {self.head_fusion!r}; it must be 'mean', 'max' or 'min'.")
+        if not 0 <= self.discard_ratio < 1:
+            raise InputError(f"discard_ratio is {self.discard_ratio}; it must be at least 0 and less than 1.")
+        if not 0 < self.residual_weight < math.inf:
+            raise InputError(f"residual_weight is {self.residual_weight}; it must be above 0.")
+
+    def applied_to(self, rows: torch.Tensor, layer: LayerScores) -> torch.Tensor:
+        """rows @ Â, (B, m, t) -> (B, m, T), with zeros beyond the first t <= T columns."""
+        tokens = layer[0].shape[2]
+        blocks = self._fused_whole(layer) if self.discard_ratio else self._fused(layer, rows.shape[2])
+        rows = F.pad(rows, (0, tokens - rows.shape[2]))
+        return rows_times_normalised(rows, blocks, self.residual_weight)
+
+    def _fused(self, layer: LayerScores, num_queries: int) -> Iterator[AttentionBlock]:
+        for images, queries, weights in attention_blocks(*layer, num_queries=num_queries):
+            yield AttentionBlock(images, queries, fuse(weights, self.head_fusion))
+
+    def _fused_whole(self, layer: LayerScores) -> Iterator[AttentionBlock]:
+        """Image by image, because what is smallest shows in the whole matrix only."""
+        query, key, scaling, bias = layer
+        tokens = query.shape[2]
+        for image in range(len(query)):
+            one = slice(image, image + 1)
+            blocks = self._fused((query[one], key[one], scaling, None if bias is None else bias[one]), tokens)
+            fused = torch.cat([block.weights for block in blocks], dim=1)
+            _discard_smallest(fused[0], self.discard_ratio, self.config.use_class_token)
+            yield AttentionBlock(one, slice(0, tokens), fused)
 
 
-def _row_times_layer(
-    row: torch.Tensor,
-    layer: _Layer,
-    needed: int,
-    head_fusion: HeadFusion,
-    discard_ratio: float,
-    has_class_token: bool,
+def rows_times_normalised(
+    rows: torch.Tensor, blocks: Iterator[AttentionBlock], residual_weight: float = 1.0
 ) -> torch.Tensor:
-    """row @ Â of one layer, (B, T) -> (B, T); only the first `needed` entries of `row` are not zero."""
-    query, key, bias = layer
-    batch, heads, tokens, _ = query.shape
-    size = max(1, _BLOCK_ELEMENTS // (heads * tokens))
-    if discard_ratio:  # what is smallest shows in the whole matrix only
-        needed = size = tokens
-    result = torch.zeros_like(row)
-    for image in range(batch):
-        for start in range(0, needed, size):
-            block = slice(start, min(start + size, needed))
-            logits = query[image, :, block] @ key[image].transpose(-1, -2)  # (k, rows, T)
-            fused = _fuse(logits if bias is None else logits + bias[image, :, block], head_fusion)
-            if discard_ratio:
-                _discard_smallest(fused, discard_ratio, has_class_token)
-            weights = row[image, block] / (fused.sum(-1) + 1)  # the rows of fused attention + I, normalised
-            result[image] += weights @ fused
-            result[image, block] += weights
+    """rows @ Â, (B, m, T) -> (B, m, T), from blocks of a layer's fused attention, each (images, queries, T).
+
+    Rows that no block holds must be zero.
+    """
+    result = torch.zeros_like(rows)
+    for images, queries, fused in blocks:
+        weights = rows[images, :, queries] / (fused.sum(-1) + residual_weight)[:, None]
+        result[images] += weights @ fused
+        result[images, :, queries] += residual_weight * weights
     return result
 
 
-def _fuse(logits: torch.Tensor, head_fusion: HeadFusion) -> torch.Tensor:
-    """Softmax, and the heads fused: (..., k, rows, T) -> (..., rows, T)."""
-    attention = torch.softmax(logits, dim=-1)
+def fuse(weights: torch.Tensor, head_fusion: HeadFusion) -> torch.Tensor:
+    """The heads' attention as one matrix: (B, k, queries, T) -> (B, queries, T)."""
     if head_fusion == "mean":
-        return attention.mean(-3)
-    return attention.amax(-3) if head_fusion == "max" else attention.amin(-3)
+        return weights.mean(1)
+    return weights.amax(1) if head_fusion == "max" else weights.amin(1)
 
 
 def _discard_smallest(fused: torch.Tensor, discard_ratio: float, has_class_token: bool) -> None:
@@ -159,3 +185,20 @@ def _discard_smallest(fused: torch.Tensor, discard_ratio: float, has_class_token
     smallest = fused.flatten().topk(int(discard_ratio * fused.numel()), largest=False).indices
     fused.view(-1)[smallest] = 0
     fused[:, : int(has_class_token)] = kept
+
+
+def _observe(
+    model: PreTrainedModel, pixel_values: torch.Tensor, head_fusion: HeadFusion
+) -> tuple[torch.Tensor | None, list[LayerScores], torch.Tensor]:
+    """The model's logits, its layers, and what the head reads of the tokens, (B, 1, t)."""
+    config = config_of(model)
+    layers: list[LayerScores] = []
+    outputs = observed_call(model, pixel_values, lambda _, attention: layers.append(attention[:4]))
+    pooled = None
+    # The head of masked patch prediction reads every patch, whatever is pooled.
+    pooling = "mean" if "bool_masked_pos" in outputs else config.pooling
+    if config.pooling == "attention":
+        own = torch.cat([fuse(block.weights, head_fusion) for block in attention_blocks(*layers.pop())])  # (B, 1, N)
+        pooled = own / own.sum(-1, keepdim=True)
+    read = read_by_head(config, pooling, layers[0][0], pooled)
+    return outputs.get("logits"), layers, read

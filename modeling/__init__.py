@@ -11,12 +11,19 @@ from vitrail.modeling.image_processing_vit import (
     VitrailImageProcessorPil,
 )
 from vitrail.modeling.masked_patch_prediction import ViTForMaskedPatchPrediction, mean_color_classes
-from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTModel, ViTPreTrainedModel
+from vitrail.modeling.modeling_vit import (
+    ObservedAttention,
+    ViTBackbone,
+    ViTForImageClassification,
+    ViTModel,
+    ViTPreTrainedModel,
+)
 from vitrail.modeling.pictures import read_image
 
 
 __all__ = [
     "InputError",
+    "ObservedAttention",
     "ViTBackbone",
     "ViTConfig",
     "ViTForImageClassification",

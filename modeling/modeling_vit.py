@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -40,10 +42,30 @@ from .transformers_checkpoints import from_transformers
 
 logger = logging.getLogger(__name__)
 
-# Called by every layer with its query and key, each (B, k, T, D/k), the scale of their product, and what is added to
-# the scaled product: (B, k, T, T) for relative position embeddings, else None. Attention pooling calls it after them,
-# with its query (B, k, 1, D/k) and the patches' key (B, k, N, D/k).
-AttentionObserver = Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor | None], None]
+
+class ObservedAttention(NamedTuple):
+    """What one attention took and gave, whatever computed it: A = softmax(scaling q k^T + bias), output = A v.
+
+    A layer's has T queries and T keys; attention pooling's has one learned query and the N patches as keys.
+
+    Attributes:
+        query: (B, k, T, D/k).
+        key: (B, k, T, D/k).
+        scaling: of their products.
+        bias: (B, k, T, T) with relative position embeddings, else None.
+        value: (B, k, T, D/k).
+        output: (B, T, k, D/k), before the heads are joined.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    scaling: float
+    bias: torch.Tensor | None
+    value: torch.Tensor
+    output: torch.Tensor
+
+
+AttentionObserver = Callable[[ObservedAttention], None]
 PatchCorruption = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -216,8 +238,6 @@ class ViTAttention(nn.Module):
                     "attn_implementation='sdpa'."
                 )
             bias = self._relative_logits(query, relative_embeddings)
-        if attention_observer is not None:
-            attention_observer(query, key, self.scaling, bias)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
@@ -232,6 +252,8 @@ class ViTAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
+        if attention_observer is not None:
+            attention_observer(ObservedAttention(query, key, self.scaling, bias, value, output))
         return self.o_proj(output.reshape(hidden_states.shape)), weights  # (B, T, D)
 
     def _relative_logits(self, query: torch.Tensor, relative_embeddings: torch.Tensor) -> torch.Tensor:
@@ -352,9 +374,9 @@ class ViTAttentionPooling(nn.Module):
             tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for tokens in (query, self.k_proj(patches), self.v_proj(patches))
         )
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)  # (B, 1, k, D/k)
         if attention_observer is not None:
-            attention_observer(query, key, query.shape[-1] ** -0.5, None)
-        attended = F.scaled_dot_product_attention(query, key, value)  # (B, k, 1, D/k)
+            attention_observer(ObservedAttention(query, key, query.shape[-1] ** -0.5, None, value, attended))
         pooled = self.o_proj(attended.flatten(1))
         return pooled + self.mlp(self.layernorm(pooled))  # (B, D)
 
@@ -481,6 +503,7 @@ class ViTModel(ViTPreTrainedModel):
         interpolate_pos_encoding: bool | None = None,
         attention_observer: AttentionObserver | None = None,
         patch_corruption: PatchCorruption | None = None,
+        recompute: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Images in, tokens out.
@@ -489,11 +512,11 @@ class ViTModel(ViTPreTrainedModel):
             pixel_values: (B, C, H, W), normalised by `ViTImageProcessor`; cast to the weights' dtype.
             interpolate_pos_encoding: whether to take images of any size that patches can tile, with position embeddings
                 resized to their grid; by default as the config says.
-            attention_observer: called by every layer, first to last, with its query and key, each (B, k, T, D/k), the
-                scale of their product and what is added to it; this is how `vitrail.inspection` sees attention on any
-                backend. With `pooling="attention"` it is called once more, with the learned query, (B, k, 1, D/k), and
-                the patches' key, (B, k, N, D/k).
+            attention_observer: called by every layer, first to last, with its `ObservedAttention`; this is how
+                `vitrail.inspection` sees attention on any backend. With `pooling="attention"` it is called once more.
             patch_corruption: maps the embedded patches, (B, N, D), before the class token and positions join them.
+            recompute: whether the backward pass runs every layer again, from its input, instead of keeping what is
+                inside it; gradient checkpointing that also works in evaluation.
             kwargs: `output_hidden_states`; `output_attentions` with `attn_implementation="eager"`.
 
         Returns:
@@ -508,7 +531,8 @@ class ViTModel(ViTPreTrainedModel):
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states, positions = self.embeddings(pixel_values, grid_shape, patch_corruption)
         for layer, position_embeddings in zip(self.layers, positions):
-            hidden_states = layer(
+            run = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
+            hidden_states = run(
                 hidden_states,
                 position_embeddings=position_embeddings,
                 attention_observer=attention_observer,

@@ -159,7 +159,7 @@ def test_a_backbone_reads_what_it_pools(tiny_config, randomised, pixels, pooling
 @pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
 def test_blocks_of_rows_do_not_show(tiny_model, pixels, head_fusion, monkeypatch):
     whole = attention_rollout(tiny_model, pixels, head_fusion).heatmap
-    monkeypatch.setattr("vitrail.inspection.rollout._BLOCK_ELEMENTS", 60)  # 2 of 7 rows at a time
+    monkeypatch.setattr("vitrail.inspection.attention._BLOCK_ELEMENTS_CPU", 60)  # 2 of 7 rows at a time
     torch.testing.assert_close(attention_rollout(tiny_model, pixels, head_fusion).heatmap, whole)
 
 

@@ -114,8 +114,8 @@ def test_relative_is_scored_by_the_query_inside_attention(build, pixels, place):
     tables = model.embeddings.relative_embeddings
     assert tables.shape == (LAYERS if place == "every_layer" else 1, 2 * PATCHES - 1, WIDTH // HEADS)
     seen = []
-    model(pixels, attention_observer=lambda query, key, scaling, bias: seen.append((query, scaling, bias)))
-    for layer, (query, scaling, bias) in enumerate(seen):
+    model(pixels, attention_observer=seen.append)
+    for layer, (query, _, scaling, bias, _, _) in enumerate(seen):
         if place == "input" and layer > 0:
             assert bias is None
             continue
