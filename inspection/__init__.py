@@ -1,16 +1,18 @@
 """What a ViT looked at."""
 
-from vitrail.inspection.attention import attention_maps
+from vitrail.inspection.attention import attention_maps, layer_attention
 from vitrail.inspection.figures import overlay, predictions_figure
+from vitrail.inspection.observation import HeatmapOutput
 from vitrail.inspection.relevance import RelevanceOutput, relevance
-from vitrail.inspection.rollout import RolloutOutput, attention_rollout, rollout_by_depth
+from vitrail.inspection.rollout import attention_rollout, rollout_by_depth
 
 
 __all__ = [
+    "HeatmapOutput",
     "RelevanceOutput",
-    "RolloutOutput",
     "attention_maps",
     "attention_rollout",
+    "layer_attention",
     "overlay",
     "predictions_figure",
     "relevance",

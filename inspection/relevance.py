@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from vitrail.inspection.attention import (
+from vitrail.inspection.observation import (
     AttentionBlock,
     attention_blocks,
     config_of,

@@ -90,7 +90,7 @@ def test_the_backend_does_not_matter(build, pixels, backend, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_one_layer_and_small_blocks(build, reads, pixels, monkeypatch, method):
     model = build("plain", num_hidden_layers=1)
-    monkeypatch.setattr("vitrail.inspection.attention._BLOCK_ELEMENTS_CPU", 60)
+    monkeypatch.setattr("vitrail.inspection.observation._BLOCK_ELEMENTS_CPU", 60)
     expected = by_autograd(model, pixels, reads("plain"), None, method, monkeypatch)
     torch.testing.assert_close(relevance(model, pixels, method=method).heatmap.double(), expected, atol=1e-7, rtol=1e-4)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail.inspection import attention_rollout, rollout_by_depth
-from vitrail.inspection.attention import AttentionBlock
+from vitrail.inspection.observation import AttentionBlock
 from vitrail.inspection.rollout import rows_times_normalised
 from vitrail.modeling import InputError, ViTBackbone, ViTForMaskedPatchPrediction
 
@@ -165,7 +165,7 @@ def test_rows_of_every_operator_sum_to_one(attention, discarded, residual_weight
 def test_blocks_do_not_show(tiny_model, head_fusion, elements, monkeypatch):
     pixels = torch.randn(3, 3, 24, 16, generator=torch.Generator().manual_seed(4))
     whole = attention_rollout(tiny_model, pixels, head_fusion).heatmap
-    monkeypatch.setattr("vitrail.inspection.attention._BLOCK_ELEMENTS_CPU", elements)
+    monkeypatch.setattr("vitrail.inspection.observation._BLOCK_ELEMENTS_CPU", elements)
     torch.testing.assert_close(attention_rollout(tiny_model, pixels, head_fusion).heatmap, whole)
 
 
