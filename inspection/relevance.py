@@ -84,7 +84,10 @@ def relevance(
     with torch.compiler.set_stance("force_eager"), torch.inference_mode(False), torch.enable_grad():
         pixels = pixel_values.detach().to(torch.promote_types(pixel_values.dtype, torch.float32), copy=True)
         pixels.requires_grad_()  # the weights may be frozen
-        outputs = observed_call(model, pixels, flow.observe, recompute=True)
+        try:
+            outputs = observed_call(model, pixels, flow.observe, recompute=True)
+        except NotImplementedError as error:  # of flex attention on a CPU
+            raise InputError(f"{error} Relevance needs gradients: model.set_attn_implementation('sdpa').") from error
         logits = outputs.get("logits")
         if logits is None or logits.ndim != 2:
             raise InputError(f"{type(model).__name__} has no class logits; relevance is about a class.")
