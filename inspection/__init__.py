@@ -3,11 +3,13 @@
 from vitrail.inspection.attention import attention_maps
 from vitrail.inspection.faithfulness import FaithfulnessOutput, Scores, faithfulness
 from vitrail.inspection.figures import overlay, predictions_figure
+from vitrail.inspection.relevance import RelevanceOutput, relevance
 from vitrail.inspection.rollout import RolloutOutput, attention_rollout, rollout_by_depth
 
 
 __all__ = [
     "FaithfulnessOutput",
+    "RelevanceOutput",
     "RolloutOutput",
     "Scores",
     "attention_maps",
@@ -15,5 +17,6 @@ __all__ = [
     "faithfulness",
     "overlay",
     "predictions_figure",
+    "relevance",
     "rollout_by_depth",
 ]

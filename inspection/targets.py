@@ -1,4 +1,4 @@
-"""The class that a map is of."""
+"""Which class a map or a score is about."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from vitrail.modeling import InputError
 
 
 def targets_of(logits: torch.Tensor, target: int | Sequence[int] | torch.Tensor | None) -> torch.Tensor:
-    """The class index of every image, (B,) int64 on the device of the logits.
+    """The class of every image, (B,) int64 on the device of `logits`.
 
     Args:
         logits: (B, num_labels).
-        target: None for the model's own predictions, one index for all images, or B of them.
+        target: a class for all images, or one for each; None for the one that the model says.
 
     Raises:
-        InputError: the target is no class index of the model, or not one for each image.
+        InputError: `target` is not a class, or there are not as many as images.
     """
-    if target is None:
-        return logits.argmax(-1)
     batch, num_labels = logits.shape
-    try:
-        targets = torch.as_tensor(target, device=logits.device)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"target is {target!r}; it must be a class index, or one for each image.") from error
-    if targets.is_floating_point() or targets.dtype == torch.bool:
-        raise InputError(f"target holds {targets.dtype} values; class indices are integers.")
-    if targets.ndim > 1 or (targets.ndim == 1 and len(targets) != batch):
-        raise InputError(f"target has shape {tuple(targets.shape)}; for {batch} images it is one index, or {batch}.")
-    targets = targets.long().expand(batch)
-    outside = targets[(targets < 0) | (targets >= num_labels)]
-    if len(outside):
-        raise InputError(f"target is {outside[0].item()}; the model's labels are 0 to {num_labels - 1}.")
-    return targets
+    if target is None:
+        return logits.argmax(dim=-1)
+    targets = torch.as_tensor(target, device=logits.device)
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise InputError(f"target is {target}; it must be the whole number of a class, or one for each image.")
+    if targets.ndim == 0:
+        targets = targets.expand(batch)
+    if targets.shape != (batch,):
+        raise InputError(
+            f"target has the shape {tuple(targets.shape)}; it must be one class, or {batch}, one an image."
+        )
+    for index in targets.tolist():
+        if not 0 <= index < num_labels:
+            raise InputError(f"target is {index}; the model's labels are 0 to {num_labels - 1}.")
+    return targets.long()
