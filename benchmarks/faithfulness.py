@@ -70,7 +70,7 @@ def fine_tuned(arguments: argparse.Namespace, training_flags: list[str], labels:
         "seed": arguments.seed,
         "eval_strategy": "no",
         "save_strategy": "no",
-        "bf16": True,
+        "bf16": arguments.bf16,
         "use_cpu": not torch.accelerator.is_available(),
     }
     start = time.perf_counter()
@@ -119,12 +119,14 @@ def main() -> None:
     parser.add_argument("--train_images", type=int, default=4000)
     parser.add_argument("--output_dir", default="runs/faithfulness")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, default=True, help="for training and scores; maps are float32"
+    )
     arguments, training_flags = parser.parse_known_args()
 
     rows = held_out(arguments)
     name = fine_tuned(arguments, training_flags, rows.features["label"].names)
-    torch.set_float32_matmul_precision("medium")  # faster on CPUs, and only where they have AMX also less exact
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model = ViTForImageClassification.from_pretrained(name).to(device).eval()
     prepared = EvaluationTransform(ViTImageProcessor.from_pretrained(name))(rows[:])
     pixel_values, labels = prepared["pixel_values"].to(device), prepared["labels"].to(device)
@@ -137,7 +139,8 @@ def main() -> None:
         maps.append(torch.cat([heatmap_of(model, images) for images in pixel_values.split(_BATCH)]))
         print(f"{method}: {time.perf_counter() - start:.1f} s")
     start = time.perf_counter()
-    out = faithfulness(model, pixel_values, torch.stack(maps, dim=1), random_draws=1, batch_size=64)
+    with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
+        out = faithfulness(model, pixel_values, torch.stack(maps, dim=1), random_draws=1, batch_size=64)
     print(f"scores: {time.perf_counter() - start:.0f} s; accuracy {(out.target == labels).float().mean():.1%}")
 
     of_maps = {name: getattr(out.map, name).cpu() for name in SCORES}

@@ -102,7 +102,8 @@ def faithfulness(
         raise InputError("The model is in training mode, where dropout makes its logits random; call model.eval().")
     logits = _logits(model, pixel_values, batch_size)
     targets = targets_of(logits, target)
-    blurred, zeros = _blurred(pixel_values), torch.zeros_like(pixel_values[:1])
+    blurred = torch.cat([_blurred(images) for images in pixel_values.split(batch_size)])
+    zeros = torch.zeros_like(pixel_values[:1])
     ends = torch.stack(
         (logits, _logits(model, blurred, batch_size), _logits(model, zeros, batch_size).expand_as(logits)), dim=1
     )

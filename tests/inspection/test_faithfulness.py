@@ -187,6 +187,8 @@ def test_ties_are_drawn_by_patches_and_favour_no_place():
     torch.testing.assert_close(corners, torch.full((4,), 383 / 2), atol=25, rtol=0)
     neighbours = (ranks[:, :, 1:] - ranks[:, :, :-1]).abs().mean()
     assert neighbours < 60  # 128 if every pixel were drawn by itself
+    one_patch = _ranks(torch.zeros(400, 1, 1), (4, 4), torch.Generator().manual_seed(0)).float().mean(0)
+    torch.testing.assert_close(one_patch, torch.full((4, 4), 7.5), atol=1, rtol=0)
 
 
 def test_zeros_come_after_what_is_relevant_and_above_what_is_negative():
