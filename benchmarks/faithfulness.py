@@ -67,6 +67,7 @@ def fine_tuned(arguments: argparse.Namespace, training_flags: list[str], labels:
         "max_train_samples": arguments.train_images,
         "max_eval_samples": 1000,
         "num_train_epochs": 2,
+        "crop_scale": 0.7,
         "seed": arguments.seed,
         "eval_strategy": "no",
         "save_strategy": "no",
