@@ -22,7 +22,12 @@ def targets_of(logits: torch.Tensor, target: int | Sequence[int] | torch.Tensor 
     batch, num_labels = logits.shape
     if target is None:
         return logits.argmax(dim=-1)
-    targets = torch.as_tensor(target, device=logits.device)
+    try:
+        targets = torch.as_tensor(target, device=logits.device)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"target is {target!r}; it must be the whole number of a class, or one for each image."
+        ) from error
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise InputError(f"target is {target}; it must be the whole number of a class, or one for each image.")
     if targets.ndim == 0:

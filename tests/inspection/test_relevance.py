@@ -143,6 +143,7 @@ def test_layers_are_recomputed_one_by_one(tiny_model, pixels):
         ({"target": -1}, "target is -1; the model's labels are 0 to 4"),
         ({"target": [0, 1, 2]}, r"target has the shape \(3,\); it must be one class, or 2"),
         ({"target": 1.0}, "target is 1.0; it must be the whole number of a class"),
+        ({"target": "cat"}, "target is 'cat'; it must be the whole number of a class"),
         ({"method": "lrp"}, "method is 'lrp'; it must be 'chefer' or 'gradient_rollout'"),
     ],
 )
