@@ -69,15 +69,25 @@ def observed_call(
     return model(pixel_values, attention_observer=count_and_observe, **kwargs)
 
 
-def config_of(model: PreTrainedModel) -> ViTConfig:
-    """The configuration of the ViT in a model, which may be wrapped, by `torch.compile` or PEFT for instance.
+def vit_of(model: PreTrainedModel) -> ViTModel:
+    """The ViT in a model, which may be wrapped, by `torch.compile` or PEFT for instance.
 
     Raises:
-        InputError: there is none of `vitrail.modeling`, or it is in training mode, where attention is random.
+        InputError: there is none of `vitrail.modeling`.
     """
     vit = next((module for module in model.modules() if isinstance(module, ViTModel)), None)
     if vit is None:
         raise InputError(f"{type(model).__name__} does not show its attention; load it with vitrail.modeling.")
+    return vit
+
+
+def config_of(model: PreTrainedModel) -> ViTConfig:
+    """The configuration of the ViT in a model whose attention can be observed.
+
+    Raises:
+        InputError: as `vit_of`, or it is in training mode, where attention is random.
+    """
+    vit = vit_of(model)
     if vit.training:
         raise InputError("The model is in training mode, where dropout makes attention random; call model.eval().")
     return vit.config
