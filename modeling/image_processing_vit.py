@@ -109,9 +109,7 @@ class _AnyImage(BaseImageProcessor):
         if self.do_resize:
             resized = _resized_shape(height, width, _with_sides(self.size, self.fit), self.fit)
         seen = self.output_size or resized
-        half_height, half_width = (
-            side * kept / whole / 2 for side, kept, whole in zip((height, width), seen, resized)
-        )
+        half_height, half_width = (side * kept / whole / 2 for side, kept, whole in zip((height, width), seen, resized))
         return width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height
 
     @classmethod

@@ -130,7 +130,7 @@ class ViTEmbeddings(nn.Module):
         layers = self.config.num_hidden_layers
         in_layers: list[torch.Tensor | None] = [None] * layers
         if self.config.position_embedding != "none":
-            tables = self._tables(grid_shape, patches.device)
+            tables = self.position_tables(grid_shape, patches.device)
             places = 1 if self.config.position_placement == "input" else layers
             in_layers[:places] = [tables[index % len(tables)] for index in range(places)]
         if self.config.position_embedding != "relative" and in_layers[0] is not None:
@@ -139,7 +139,7 @@ class ViTEmbeddings(nn.Module):
             tokens = self._drop_patches(tokens)
         return self.dropout(tokens), in_layers
 
-    def _tables(self, grid_shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+    def position_tables(self, grid_shape: tuple[int, int], device: torch.device) -> torch.Tensor:
         """Position embeddings of all tokens for the given grid, (1 or L, T, D); zero for tokens that have none.
 
         Relative ones are those of all offsets, (1 or L, 2N-1, D/k).
