@@ -74,10 +74,10 @@ def depth_figure(image: Image.Image, heatmaps: torch.Tensor, region: Region | No
         image: the picture that the model saw, of any size.
         heatmaps: (L, rows, columns), not negative: `rollout_by_depth(model, pixel_values).heatmap[0]`. Each is scaled
             to its own peak, the largest share that one patch has, which stands above it.
-        region: as of `overlay`.
+        region: as of `overlay`. Nothing else of the image is shown.
 
     Raises:
-        InputError: the maps are not finite, non-negative matrices.
+        InputError: the maps are not finite, non-negative matrices, or the region is empty or outside the image.
     """
     maps = _finite(heatmaps, ("layers", "rows", "columns"))
     names = [f"layer {layer}" for layer in range(len(maps))]
@@ -90,12 +90,12 @@ def heads_figure(image: Image.Image, maps: torch.Tensor, layer: int, region: Reg
     Args:
         image: the picture that the model saw, of any size.
         maps: (k, rows, columns), not negative: for instance what the class token attends to, the first row of
-            `attention_maps` without the tokens before the patches. Each is scaled to its own peak, as in `depth_figure`.
+            `attention_maps` without the tokens before the patches. Each is scaled to its own peak.
         layer: which it is, for the title.
-        region: as of `overlay`.
+        region: as of `overlay`. Nothing else of the image is shown.
 
     Raises:
-        InputError: the maps are not finite, non-negative matrices.
+        InputError: the maps are not finite, non-negative matrices, or the region is empty or outside the image.
     """
     values = _finite(maps, ("heads", "rows", "columns"))
     names = [f"head {head}" for head in range(len(values))]
@@ -108,13 +108,13 @@ def rollout_grid(
     regions: Sequence[Region] | None = None,
     pairs_per_row: int = 3,
 ) -> Figure:
-    """The paper's Figure 6: the input, and beside it the input in the light of its attention.
+    """As the paper's Figure 6 the input, and beside it the input in the light of its attention.
 
     Args:
-        images: n pictures of any size. Of each its region is shown.
-        heatmaps: (n, rows, columns), not negative; where a map has its peak the picture keeps its brightness, and where
-            it is zero the picture is black.
-        regions: n times what `overlay` takes; by default the whole images.
+        images: n pictures of any size.
+        heatmaps: (n, rows, columns), not negative; the picture keeps all its light where its map has its peak, and none
+            where the map is zero.
+        regions: n times what `overlay` takes, by default the whole images. Nothing else of them is shown.
         pairs_per_row: how many images stand side by side.
 
     Raises:
@@ -132,12 +132,11 @@ def rollout_grid(
     for axis, title in zip(axes[0, : 2 * len(images)], ("Input", "Attention") * pairs_per_row):
         axis.set_title(title, fontsize=11)
     for (left, right), image, values, region in zip(axes.reshape(-1, 2), images, maps, regions):
-        image, region = _scaled(image, region)
-        left_edge, upper, right_edge, lower = map(round, region)
-        shown = image.crop((left_edge, upper, max(right_edge, left_edge + 1), max(lower, upper + 1)))
-        light = Image.fromarray(values / _peak(values)).resize(shown.size, Image.Resampling.BICUBIC)
+        shown = _seen(image, region)
+        strength = Image.fromarray(values / _peak(values)).resize(shown.size, Image.Resampling.BICUBIC)
+        light = np.asarray(strength).clip(0, 1)[..., None] ** (1 / 2.2)  # as 8-bit levels encode light
         left.imshow(shown)
-        right.imshow((np.asarray(shown) * np.asarray(light).clip(0, 1)[..., None]).astype(np.uint8))
+        right.imshow((np.asarray(shown) * light).astype(np.uint8))
     return figure
 
 
@@ -180,8 +179,8 @@ def predictions_figure(
 
 
 def _strip(image: Image.Image, maps: np.ndarray, names: Sequence[str], region: Region | None, title: str) -> Figure:
-    """The image and every map over it, wrapping, each below its name and its peak."""
-    image, region = _scaled(image, region)
+    """What of the image was seen, and every map over it, each below its name and its peak."""
+    image = _seen(image, region)
     per_row = min(_PER_ROW, 1 + len(maps))
     rows = -(-(1 + len(maps)) // per_row)
     panel = (_WIDTH - 0.9) / _PER_ROW  # inches, without the colour bar
@@ -191,9 +190,9 @@ def _strip(image: Image.Image, maps: np.ndarray, names: Sequence[str], region: R
     axes = figure.subplots(rows, per_row, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    _panel(axes.flat[0], image, "image")
+    _panel(axes.flat[0], image, "input")
     for axis, values, name in zip(axes.flat[1:], maps, names):
-        _panel(axis, overlay(image, torch.from_numpy(values), region=region), f"{name}\npeak {values.max():.1%}")
+        _panel(axis, overlay(image, torch.from_numpy(values)), f"{name}\npeak {values.max():.1%}")
     bar = figure.colorbar(ScalarMappable(cmap=_COLORMAP), ax=axes, fraction=0.03, pad=0.01, aspect=18 * rows)
     bar.set_ticks([0, 1], labels=["0", "peak"])
     bar.ax.tick_params(labelsize=9)
@@ -205,6 +204,23 @@ def _panel(axis: Axes, image: Image.Image, title: str, fontsize: int = 9, color:
     axis.imshow(image)
     axis.set_title(title, fontsize=fontsize, color=color)
     axis.set_axis_off()
+
+
+def _seen(image: Image.Image, region: Region | None) -> Image.Image:
+    """What of an image the model saw, black where it lies outside of it, with a longer side of `_SIDE`."""
+    left, upper, right, lower = region or (0, 0, *image.size)
+    inside = _inside((left, upper, right, lower), image.size)
+    factor = _SIDE / max(right - left, lower - upper)
+
+    def scaled(across: float, down: float) -> tuple[int, int]:
+        return max(1, round(factor * across)), max(1, round(factor * down))
+
+    part = image.convert("RGB").resize(
+        scaled(inside[2] - inside[0], inside[3] - inside[1]), Image.Resampling.BICUBIC, box=inside
+    )
+    shown = Image.new("RGB", scaled(right - left, lower - upper))
+    shown.paste(part, (round(factor * (inside[0] - left)), round(factor * (inside[1] - upper))))
+    return shown
 
 
 def _scaled(image: Image.Image, region: Region | None) -> tuple[Image.Image, Region]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import torch
 from matplotlib.figure import Figure, FigureBase
@@ -153,8 +152,8 @@ def figure_7(model: PreTrainedModel, pixel_values: torch.Tensor) -> Figure:
     Raises:
         InputError: as of the single figures and `attention_distance`.
     """
-    figure = Figure(figsize=(16, 5), layout="constrained")
-    left, centre, right = figure.subfigures(1, 3, width_ratios=(1.25, 1, 1), wspace=0.03)
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, centre, right = figure.subfigures(1, 3, width_ratios=(1.1, 1.15, 1), wspace=0.02)
     _draw_filters(left, model)
     _draw_position_similarity(centre, model, 0)
     _draw_attention_distance(right, attention_distance(model, pixel_values))
@@ -177,7 +176,7 @@ def _draw_filters(figure: FigureBase, model: PreTrainedModel) -> None:
     for axis, component in zip(axes.flat, components):
         axis.imshow((component + 1) / 2, cmap="gray", vmin=0, vmax=1)
     colours = "RGB" if config.num_channels == 3 else "gray"
-    figure.suptitle(f"{colours} embedding filters\n(first {len(components)} principal components)", fontsize=12)
+    figure.suptitle(f"{colours} embedding filters\n(first {len(components)} principal components)", fontsize=11)
 
 
 def _draw_position_similarity(figure: FigureBase, model: PreTrainedModel, layer: int) -> None:
@@ -208,8 +207,9 @@ def _draw_position_similarity(figure: FigureBase, model: PreTrainedModel, layer:
     figure.supylabel("Input patch row", fontsize=10)
     figure.colorbar(drawn, ax=axes, label="Cosine similarity", fraction=0.05, pad=0.02)
     shape = f"{config.grid_shape[0]}x{config.grid_shape[1]} patches"
-    every = f"every {_ordinal(steps[0])} row and {_ordinal(steps[1])} column of {shape}" if max(steps) > 1 else shape
-    figure.suptitle(f"Position embedding similarity\n({every})", fontsize=12)
+    if max(steps) > 1:
+        shape += f", a tile every {steps[0]} rows and {steps[1]} columns"
+    figure.suptitle(f"Position embedding similarity\n({shape})", fontsize=11)
 
 
 def _draw_attention_distance(figure: FigureBase, distances: torch.Tensor) -> None:
@@ -224,7 +224,7 @@ def _draw_attention_distance(figure: FigureBase, distances: torch.Tensor) -> Non
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.3)
-    figure.suptitle(f"Mean attention distance\n(one dot for each of {heads} heads)", fontsize=12)
+    figure.suptitle(f"Mean attention distance\n(one dot for each of {heads} heads)", fontsize=11)
 
 
 def _embeddings(model: PreTrainedModel) -> ViTEmbeddings:
@@ -236,7 +236,3 @@ def _finite(weights: torch.Tensor, name: str) -> torch.Tensor:
     if not torch.isfinite(weights).all():
         raise InputError(f"{name} holds NaN or infinite values; load the weights again.")
     return weights
-
-
-def _ordinal(number: int) -> str:
-    return {1: "", 2: "2nd", 3: "3rd"}.get(number, f"{number}th")

@@ -700,7 +700,7 @@ def test_a_photo_is_turned_once_on_its_way_to_pixels(photo, tmp_path, backend, s
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_seen_region_is_where_the_pixels_are_from(backend, fields):
-    """Every pixel of the image says where it stands, so `pixel_values` do, and a line through them reaches the edges."""
+    """Every pixel of the image says where it stands, and a line through what it says reaches the edges."""
     processor = backend(**{"size": SIZE, "crop_size": {"height": 36, "width": 33}, "do_normalize": False} | fields)
     for width, height in [(75, 60), (60, 75), (97, 31), (31, 97), (20, 20), (250, 10), (5, 200)]:
         y, x = np.mgrid[:height, :width] + 0.5
