@@ -133,7 +133,7 @@ def rollout_grid(
         axis.set_title(title, fontsize=11)
     for (left, right), image, values, region in zip(axes.reshape(-1, 2), images, maps, regions):
         shown = _seen(image, region)
-        strength = Image.fromarray(values / _peak(values)).resize(shown.size, Image.Resampling.BICUBIC)
+        strength = Image.fromarray(values / _peak(values)).resize(shown.size, Image.Resampling.BILINEAR)
         light = np.asarray(strength).clip(0, 1)[..., None] ** (1 / 2.2)  # as 8-bit levels encode light
         left.imshow(shown)
         right.imshow((np.asarray(shown) * light).astype(np.uint8))
