@@ -46,12 +46,15 @@ def build_app(model: str) -> gr.Blocks:
             return None, None
         try:
             image = read_image(upload["path"], name=upload["orig_name"] or "of the upload")
+            out = attention_rollout(network, processor(image, return_tensors="pt").pixel_values)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        out = attention_rollout(network, processor(image, return_tensors="pt").pixel_values)
         assert out.logits is not None  # a classifier has them
         scores = dict(zip(labels, out.logits.float().softmax(-1)[0].tolist()))
-        return scores, overlay(_enlarged(image), out.heatmap[0], opacity)
+        factor = max(1, -(-_SMALLEST_SIDE // min(image.size)))
+        region = tuple(factor * edge for edge in processor.seen_region(*image.size))
+        shown = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
+        return scores, overlay(shown, out.heatmap[0], opacity, region)
 
     with gr.Blocks(title="Vitrail", analytics_enabled=False) as app:
         gr.Markdown(f"# Vitrail\nWhat **{Path(model).name}** sees in an image, and where it looked.")
@@ -99,10 +102,3 @@ def launch(model: str, port: int | None = None, share: bool = False) -> None:
         share: whether to make a public link through Gradio's tunnel.
     """
     build_app(model).launch(server_port=port, share=share, max_file_size=_MAX_FILE_SIZE, css=_CSS)
-
-
-def _enlarged(image: Image.Image) -> Image.Image:
-    factor = -(-_SMALLEST_SIDE // min(image.size))
-    return (
-        image if factor <= 1 else image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
-    )

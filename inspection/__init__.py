@@ -2,8 +2,17 @@
 
 from vitrail.inspection.attention import attention_maps, layer_attention
 from vitrail.inspection.faithfulness import FaithfulnessOutput, Scores, faithfulness
-from vitrail.inspection.figures import overlay, predictions_figure
+from vitrail.inspection.figures import depth_figure, heads_figure, overlay, predictions_figure, rollout_grid
 from vitrail.inspection.observation import HeatmapOutput
+from vitrail.inspection.paper_figures import (
+    attention_distance,
+    attention_distance_figure,
+    figure_7,
+    filters_figure,
+    position_similarity,
+    position_similarity_figure,
+    principal_filters,
+)
 from vitrail.inspection.relevance import RelevanceOutput, relevance
 from vitrail.inspection.rollout import attention_rollout, rollout_by_depth
 
@@ -13,12 +22,22 @@ __all__ = [
     "HeatmapOutput",
     "RelevanceOutput",
     "Scores",
+    "attention_distance",
+    "attention_distance_figure",
     "attention_maps",
     "attention_rollout",
+    "depth_figure",
     "faithfulness",
+    "figure_7",
+    "filters_figure",
+    "heads_figure",
     "layer_attention",
     "overlay",
+    "position_similarity",
+    "position_similarity_figure",
     "predictions_figure",
+    "principal_filters",
     "relevance",
     "rollout_by_depth",
+    "rollout_grid",
 ]

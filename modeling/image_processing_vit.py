@@ -19,12 +19,14 @@ from transformers import BitImageProcessorPil, CLIPImageProcessorPil, DeiTImageP
 from transformers import ViTImageProcessorPil as StockViTImageProcessorPil
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import (
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
     ChannelDimension,
     PILImageResampling,
     SizeDict,
+    get_image_size_for_max_height_width,
 )
 from transformers.processing_utils import ImagesKwargs
 
@@ -90,9 +92,25 @@ class _AnyImage(BaseImageProcessor):
     @property
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) of `pixel_values`; None where it depends on the image."""
-        size = self.crop_size if self.do_center_crop else self.size
+        size = self.crop_size if self.do_center_crop else _with_sides(self.size, self.fit)
         fixed = size.height and (self.do_center_crop or self.do_resize)
         return (size.height, size.width) if fixed else None
+
+    def seen_region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What of an image of this size `pixel_values` show: all of it, its middle, or with padding more than it.
+
+        Exact within a pixel of the resized image, to which crops and borders are rounded. An image must stand upright,
+        as `read_image` returns it, and `do_pad` is not regarded.
+
+        Returns:
+            left, upper, right and lower edge in pixels of the image, negative or beyond its size where it is padded.
+        """
+        resized = height, width
+        if self.do_resize:
+            resized = _resized_shape(height, width, _with_sides(self.size, self.fit), self.fit)
+        seen = self.output_size or resized
+        half_height, half_width = (side * kept / whole / 2 for side, kept, whole in zip((height, width), seen, resized))
+        return width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -187,6 +205,7 @@ class _AnyImage(BaseImageProcessor):
         return super().process_image(pixels, input_data_format=ChannelDimension.LAST, **kwargs)
 
     def _preprocess(self, images, do_resize, size, resample, do_center_crop, crop_size, image_mean, fit, **kwargs):
+        size = _with_sides(size, fit)
         target = crop_size if do_center_crop else size
         unbounded = fit == "crop" or (fit is None and size.shortest_edge and not size.longest_edge)
         if do_resize and unbounded:
@@ -207,17 +226,8 @@ class _AnyImage(BaseImageProcessor):
         )
 
     def _fitted(self, image, fit, size, resample, target, image_mean):
-        """(C, H, W) -> (C, target), with timm's rounding: `transforms_imagenet_eval` in its `transforms_factory.py`."""
-        height, width = image.shape[-2:]
-        if size.shortest_edge:
-            size = SizeDict(height=size.shortest_edge, width=size.shortest_edge)
-        if fit == "squash":
-            resized = (size.height, size.width)
-        elif fit == "crop" and size.height == size.width:  # then timm takes torchvision's Resize, which rounds down
-            resized = [size.height * side // min(height, width) for side in (height, width)]
-        else:
-            ratio = (max if fit == "pad" else min)(height / size.height, width / size.width)
-            resized = [max(1, round(side / ratio)) for side in (height, width)]
+        """(C, H, W) -> (C, target)."""
+        resized = _resized_shape(*image.shape[-2:], size, fit)
         image = self.resize(image, SizeDict(height=resized[0], width=resized[1]), resample)
         image = _centre(image, target.height, target.width)
         height, width = image.shape[-2:]
@@ -227,6 +237,30 @@ class _AnyImage(BaseImageProcessor):
         padded = self._blank(np.broadcast_to(image_mean, len(image)), target, image)
         padded[:, top : top + height, left : left + width] = image
         return padded
+
+
+def _with_sides(size: SizeDict, fit: Fit | None) -> SizeDict:
+    """The `size` that a `fit` needs, of height and width: the shortest edge is that of a square."""
+    if fit is None or not size.shortest_edge:
+        return size
+    return SizeDict(height=size.shortest_edge, width=size.shortest_edge)
+
+
+def _resized_shape(height: int, width: int, size: SizeDict, fit: Fit | None) -> tuple[int, int]:
+    """(height, width) that an image is resized to, before anything is cut off or added.
+
+    With a `fit`, timm's rounding: `transforms_imagenet_eval` in its `transforms_factory.py`.
+    """
+    if size.shortest_edge:
+        return get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge)
+    if size.max_height and size.max_width:
+        return get_image_size_for_max_height_width((height, width), size.max_height, size.max_width)
+    if fit in (None, "squash"):
+        return size.height, size.width
+    if fit == "crop" and size.height == size.width:  # then timm takes torchvision's Resize, which rounds down
+        return size.height * height // min(height, width), size.height * width // min(height, width)
+    ratio = (max if fit == "pad" else min)(height / size.height, width / size.width)
+    return max(1, round(height / ratio)), max(1, round(width / ratio))
 
 
 def _centre(image: Any, height: int, width: int) -> Any:

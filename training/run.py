@@ -230,7 +230,8 @@ def _save_samples(
     assert out.logits is not None  # a classifier has them
     best = out.logits.float().softmax(-1).max(-1)
     predictions = [names[index] for index in best.indices.tolist()]
-    figure = predictions_figure(images, out.heatmap, predictions, best.values.tolist(), truths)
+    regions = [processor.seen_region(*image.size) for image in images]
+    figure = predictions_figure(images, out.heatmap, predictions, best.values.tolist(), truths, regions)
     figure.savefig(output_dir / "samples_with_rollout.png", dpi=120)
     return [_save_sample(image, output_dir / "samples" / f"{i}.png") for i, image in enumerate(images)]
 

@@ -673,3 +673,55 @@ def test_a_photo_is_turned_once_on_its_way_to_pixels(photo, tmp_path, backend, s
         assert torch.equal(pixels(processor, image), expected)
     assert torch.equal(pixels(processor, read_image(path)), expected)
     assert torch.equal(pixels(processor, read_image(path.read_bytes())), expected)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"size": {"shortest_edge": 41}},
+        {"size": {"shortest_edge": 41, "longest_edge": 50}},
+        {"size": {"max_height": 40, "max_width": 51}},
+        {"do_resize": False},
+        {"size": {"shortest_edge": 48}, "do_center_crop": True},
+        {"size": {"shortest_edge": 30}, "do_center_crop": True},  # smaller than what is cut: black is added
+        {"do_center_crop": True},
+        {"do_resize": False, "do_center_crop": True},
+        {"do_resize": False, "do_center_crop": True, "fit": "pad"},
+        {"fit": "squash"},
+        {"fit": "squash", "do_center_crop": True},
+        {"fit": "crop"},
+        {"fit": "crop", "size": {"shortest_edge": 41}},
+        {"fit": "crop", "size": {"shortest_edge": 48}, "do_center_crop": True},
+        {"fit": "pad"},
+        {"fit": "pad", "do_center_crop": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_seen_region_is_where_the_pixels_are_from(backend, fields):
+    """Every pixel of the image says where it stands, and a line through what it says reaches the edges."""
+    processor = backend(**{"size": SIZE, "crop_size": {"height": 36, "width": 33}, "do_normalize": False} | fields)
+    for width, height in [(75, 60), (60, 75), (97, 31), (31, 97), (20, 20), (250, 10), (5, 200)]:
+        y, x = np.mgrid[:height, :width] + 0.5
+        ramps = np.stack([x * 255 / width, y * 255 / height, np.full_like(x, 255)], -1)
+        values = pixels(processor, Image.fromarray(ramps.round().astype(np.uint8)))[0].numpy()
+        region = processor.seen_region(width, height)
+        inside = values[2] == 1
+        for axis, side in enumerate((width, height)):
+            places = np.flatnonzero(inside.any(axis))
+            if len(places) < 8:  # too thin to read a scale from
+                continue
+            ramp = np.array([values[axis].take(i, 1 - axis)[inside.take(i, 1 - axis)].mean() for i in places]) * side
+            middle = (ramp > 1) & (ramp < side - 1)
+            slope, start = np.polyfit(places[middle] + 0.5, ramp[middle], 1)
+            count = values.shape[2 - axis]
+            read = start, start + count * slope
+            assert (region[axis], region[axis + 2]) == pytest.approx(read, abs=slope + 0.3), (width, height)
+
+
+def test_crop_to_the_shortest_edge_alone_is_a_square(photo):
+    square = pixels(ViTImageProcessorPil(fit="crop", size={"height": 32, "width": 32}), photo)
+    processor = ViTImageProcessorPil(fit="crop", size={"shortest_edge": 32})
+    assert processor.output_size == (32, 32)
+    assert torch.equal(pixels(processor, photo), square)
