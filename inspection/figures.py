@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from vitrail.modeling import InputError
@@ -121,17 +122,17 @@ def rollout_grid(
         InputError: the maps are not finite, non-negative matrices, or not as many as the images and regions.
     """
     maps = _finite(heatmaps, ("images", "rows", "columns"))
-    regions = _one_each(images, regions, heatmaps=maps)
+    places = _one_each(images, regions, heatmaps=maps)
     rows = -(-len(images) // pairs_per_row)
     panel = _WIDTH / (2 * pairs_per_row)
-    figure = Figure(figsize=(_WIDTH, rows * panel + 0.3), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.01)
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.02, wspace=0.01)
+    figure = Figure(figsize=(_WIDTH, rows * panel + 0.3), layout=layout)
     axes = figure.subplots(rows, 2 * pairs_per_row, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, title in zip(axes[0, : 2 * len(images)], ("Input", "Attention") * pairs_per_row):
         axis.set_title(title, fontsize=11)
-    for (left, right), image, values, region in zip(axes.reshape(-1, 2), images, maps, regions):
+    for (left, right), image, values, region in zip(axes.reshape(-1, 2), images, maps, places):
         shown = _seen(image, region)
         strength = Image.fromarray(values / _peak(values)).resize(shown.size, Image.Resampling.BILINEAR)
         light = np.asarray(strength).clip(0, 1)[..., None] ** (1 / 2.2)  # as 8-bit levels encode light
@@ -161,13 +162,13 @@ def predictions_figure(
     Raises:
         InputError: the maps are not finite, non-negative matrices, or there are not n of everything.
     """
-    regions = _one_each(
+    places = _one_each(
         images, regions, heatmaps=heatmaps, predictions=predictions, probabilities=probabilities, truths=truths
     )
     figure = Figure(figsize=(1.5 * len(images), 3.6), layout="constrained")
     columns = figure.subplots(2, len(images), squeeze=False).T
     for (above, below), image, heatmap, prediction, probability, truth, region in zip(
-        columns, images, heatmaps, predictions, probabilities, truths, regions
+        columns, images, heatmaps, predictions, probabilities, truths, places
     ):
         wrong = prediction != truth
         shown, region = _scaled(image, region)

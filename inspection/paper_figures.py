@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.ticker import MaxNLocator
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -153,7 +154,7 @@ def figure_7(model: PreTrainedModel, pixel_values: torch.Tensor) -> Figure:
         InputError: as of the single figures and `attention_distance`.
     """
     figure = Figure(figsize=(12, 4), layout="constrained")
-    left, centre, right = figure.subfigures(1, 3, width_ratios=(1.1, 1.15, 1), wspace=0.02)
+    left, centre, right = np.ravel(figure.subfigures(1, 3, width_ratios=(1.1, 1.15, 1), wspace=0.02))
     _draw_filters(left, model)
     _draw_position_similarity(centre, model, 0)
     _draw_attention_distance(right, attention_distance(model, pixel_values))
@@ -221,7 +222,7 @@ def _draw_attention_distance(figure: FigureBase, distances: torch.Tensor) -> Non
     for head in range(heads):
         axis.scatter(range(layers), values[:, head], s=28, color=f"C{head % 10}", alpha=0.8, linewidths=0)
     axis.set(xlabel="Network depth (layer)", ylabel="Mean attention distance (pixels)", ylim=(0, None))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.3)
     figure.suptitle(f"Mean attention distance\n(one dot for each of {heads} heads)", fontsize=11)
