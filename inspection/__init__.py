@@ -1,7 +1,9 @@
 """What a ViT looked at."""
 
-from vitrail.inspection.attention import attention_maps
+from vitrail.inspection.attention import attention_maps, layer_attention
+from vitrail.inspection.faithfulness import FaithfulnessOutput, Scores, faithfulness
 from vitrail.inspection.figures import depth_figure, heads_figure, overlay, predictions_figure, rollout_grid
+from vitrail.inspection.observation import HeatmapOutput
 from vitrail.inspection.paper_figures import (
     attention_distance,
     attention_distance_figure,
@@ -11,24 +13,31 @@ from vitrail.inspection.paper_figures import (
     position_similarity_figure,
     principal_filters,
 )
-from vitrail.inspection.rollout import RolloutOutput, attention_rollout, rollout_by_depth
+from vitrail.inspection.relevance import RelevanceOutput, relevance
+from vitrail.inspection.rollout import attention_rollout, rollout_by_depth
 
 
 __all__ = [
-    "RolloutOutput",
+    "FaithfulnessOutput",
+    "HeatmapOutput",
+    "RelevanceOutput",
+    "Scores",
     "attention_distance",
     "attention_distance_figure",
     "attention_maps",
     "attention_rollout",
     "depth_figure",
+    "faithfulness",
     "figure_7",
     "filters_figure",
     "heads_figure",
+    "layer_attention",
     "overlay",
     "position_similarity",
     "position_similarity_figure",
     "predictions_figure",
     "principal_filters",
+    "relevance",
     "rollout_by_depth",
     "rollout_grid",
 ]

@@ -10,42 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from vitrail.inspection.attention import (
+from vitrail.inspection.observation import (
     AttentionBlock,
+    HeadFusion,
+    HeatmapOutput,
     LayerScores,
     attention_blocks,
     config_of,
-    observed_call,
+    fuse,
+    observed_layers,
     patch_grids,
-    read_by_head,
 )
 from vitrail.modeling import InputError, ViTConfig
-
-
-HeadFusion = Literal["mean", "max", "min"]
-
-
-@dataclass(frozen=True)
-class RolloutOutput:
-    """What the model said and where the information came from.
-
-    Attributes:
-        logits: (B, num_labels), or (B, N, 512) of masked patch prediction, exactly the model's own; None for a model
-            without a head.
-        heatmap: (B, H/P, W/P) float32 in [0, 1], the rollout's row of the class token, or the mean of the rows that the
-            head reads, at the patches; for attention pooling weighted by its own attention to them. A model without a
-            head reads what it pools. With the share of the tokens before the patches it sums to 1; it is not stretched
-            to any range.
-    """
-
-    logits: torch.Tensor | None
-    heatmap: torch.Tensor
 
 
 @torch.no_grad()
@@ -57,8 +39,12 @@ def attention_rollout(
     start_layer: int = 0,
     end_layer: int | None = None,
     residual_weight: float = 1.0,
-) -> RolloutOutput:
+) -> HeatmapOutput:
     """One forward pass and the rollout of its attention, on whatever attention backend the model uses.
+
+    The map, (B, H/P, W/P) with values in [0, 1], is the rollout's row of the class token, or the mean of the rows that
+    the head reads, at the patches; for attention pooling weighted by its own attention to them. A model without a head
+    reads what it pools. With the share of the tokens before the patches it sums to 1.
 
     Args:
         model: any model of `vitrail.modeling`, in evaluation mode.
@@ -82,10 +68,10 @@ def attention_rollout(
     if not start_layer < end_layer <= num_layers:
         raise InputError(f"end_layer is {end_layer}; it must lie between {start_layer + 1} and {num_layers}.")
     operator = _Operator(config, head_fusion, discard_ratio, residual_weight)
-    logits, layers, rows = _observe(model, pixel_values, head_fusion)
+    logits, layers, rows = observed_layers(model, pixel_values, head_fusion)
     for layer in reversed(layers[start_layer:end_layer]):
         rows = operator.applied_to(rows, layer)
-    return RolloutOutput(logits, patch_grids(rows, config, pixel_values)[:, 0])
+    return HeatmapOutput(logits, patch_grids(rows, config, pixel_values)[:, 0])
 
 
 @torch.no_grad()
@@ -95,7 +81,7 @@ def rollout_by_depth(
     head_fusion: HeadFusion = "mean",
     discard_ratio: float = 0.0,
     residual_weight: float = 1.0,
-) -> RolloutOutput:
+) -> HeatmapOutput:
     """How attention spreads with depth: the rollouts up to every layer, from one forward pass and each Â made once.
 
     Args:
@@ -109,12 +95,12 @@ def rollout_by_depth(
     """
     config = config_of(model)
     operator = _Operator(config, head_fusion, discard_ratio, residual_weight)
-    logits, layers, read = _observe(model, pixel_values, head_fusion)
+    logits, layers, read = observed_layers(model, pixel_values, head_fusion)
     rows = operator.applied_to(read, layers.pop())
     read = F.pad(read, (0, rows.shape[2] - read.shape[2]))
     for layer in reversed(layers):
         rows = operator.applied_to(torch.cat((read, rows), dim=1), layer)
-    return RolloutOutput(logits, patch_grids(rows, config, pixel_values))
+    return HeatmapOutput(logits, patch_grids(rows, config, pixel_values))
 
 
 @dataclass(frozen=True)
@@ -172,33 +158,9 @@ def rows_times_normalised(
     return result
 
 
-def fuse(weights: torch.Tensor, head_fusion: HeadFusion) -> torch.Tensor:
-    """The heads' attention as one matrix: (B, k, queries, T) -> (B, queries, T)."""
-    if head_fusion == "mean":
-        return weights.mean(1)
-    return weights.amax(1) if head_fusion == "max" else weights.amin(1)
-
-
 def _discard_smallest(fused: torch.Tensor, discard_ratio: float, has_class_token: bool) -> None:
     """Sets the smallest entries of one image's (T, T) attention to zero, except in the class token's column."""
     kept = fused[:, : int(has_class_token)].clone()
     smallest = fused.flatten().topk(int(discard_ratio * fused.numel()), largest=False).indices
     fused.view(-1)[smallest] = 0
     fused[:, : int(has_class_token)] = kept
-
-
-def _observe(
-    model: PreTrainedModel, pixel_values: torch.Tensor, head_fusion: HeadFusion
-) -> tuple[torch.Tensor | None, list[LayerScores], torch.Tensor]:
-    """The model's logits, its layers, and what the head reads of the tokens, (B, 1, t)."""
-    config = config_of(model)
-    layers: list[LayerScores] = []
-    outputs = observed_call(model, pixel_values, lambda _, attention: layers.append(attention[:4]))
-    pooled = None
-    # The head of masked patch prediction reads every patch, whatever is pooled.
-    pooling = "mean" if "bool_masked_pos" in outputs else config.pooling
-    if config.pooling == "attention":
-        own = torch.cat([fuse(block.weights, head_fusion) for block in attention_blocks(*layers.pop())])  # (B, 1, N)
-        pooled = own / own.sum(-1, keepdim=True)
-    read = read_by_head(config, pooling, layers[0][0], pooled)
-    return outputs.get("logits"), layers, read

@@ -1,6 +1,7 @@
 """The `vitrail` command as a person meets it: in a process of its own."""
 
 import csv
+import json
 import shutil
 import socket
 import subprocess
@@ -51,7 +52,7 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("train", "evaluate", "predict", "convert", "demo"):
+    for verb in ("train", "evaluate", "predict", "explain", "convert", "demo"):
         assert verb in done.stdout
 
 
@@ -189,3 +190,85 @@ def test_convert_writes_says_and_refuses(model, tmp_path, capsys):
     assert main(["convert", str(model), str(tmp_path / "model.npz"), "--to", "npz"]) == 2
     assert "npz cannot express" in capsys.readouterr().err
     assert not (tmp_path / "model.npz").exists()
+
+
+def test_explain_writes_what_was_asked_for(model, images, tmp_path):
+    done = vitrail(
+        "explain", "--model", model, *images, "--output", tmp_path / "out", "--all-layers", "--heads", 1, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    for path, line in zip(images, done.stdout.splitlines(), strict=True):
+        picture = tmp_path / "out" / path.name
+        image, label, probability, written = line.split("\t")
+        assert (image, written) == (str(path), str(picture))
+        assert Image.open(picture).size == (30, 20)
+        for kind in ("layers", "heads"):
+            assert Image.open(picture.with_stem(f"{path.stem}_{kind}")).width > 500
+        facts = json.loads(picture.with_suffix(".json").read_text())
+        assert (facts["method"], facts["label"]) == ("rollout", label)
+        assert f"{facts['probability']:.1%}" == probability
+        assert (len(facts["grid"]), len(facts["grid"][0])) == (3, 2)
+        assert 0 < sum(map(sum, facts["grid"])) < 1
+        assert facts["region"] == [0, 0, 30, 20]
+
+
+@pytest.mark.parametrize("method", ["attention", "relevance", "gradient_rollout"])
+def test_explain_by_every_method(model, images, tmp_path, method, capsys):
+    assert (
+        main(["explain", "--model", str(model), str(images[0]), "--method", method, "--output", f"{tmp_path}/h.png"])
+        == 0
+    )
+    assert Image.open(tmp_path / "h.png").size == (30, 20)
+
+
+def test_explain_a_class(model, images, tmp_path, capsys):
+    grids = {}
+    for label in ("cat", "dog"):
+        picture = tmp_path / f"{label}.png"
+        main(["explain", "--model", str(model), str(images[0]), "--target", label, "--json", "--output", str(picture)])
+        facts = json.loads(picture.with_suffix(".json").read_text())
+        assert (facts["label"], facts["method"]) == (label, "relevance")
+        grids[label] = facts["grid"]
+    assert grids["cat"] != grids["dog"]
+    assert capsys.readouterr().out.splitlines()[0].split("\t")[1] == "cat"
+
+
+def test_explain_of_a_model_without_a_head(tiny_model, images, tmp_path, capsys):
+    tiny_model.vit.save_pretrained(tmp_path / "base")
+    ViTImageProcessor(size={"height": 24, "width": 16}).save_pretrained(tmp_path / "base")
+    arguments = ["explain", "--model", str(tmp_path / "base"), str(images[0]), "--output", str(tmp_path / "heat.png")]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"{images[0]}\t{tmp_path}/heat.png\n"
+    assert main([*arguments, "--method", "relevance"]) == 2
+    assert capsys.readouterr().err == "vitrail: ViTModel has no class logits; relevance is about a class.\n"
+
+
+def test_explain_goes_on_after_an_unreadable_image(model, images, tmp_path, capsys):
+    images[1].write_bytes(b"no image")
+    (tmp_path / "photos").mkdir()
+    for path in images:
+        path.rename(tmp_path / "photos" / path.name)
+    assert main(["explain", "--model", str(model), str(tmp_path / "photos"), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert [line.split("\t")[-1] for line in said.out.splitlines()] == [
+        f"{tmp_path}/out/{name}.png" for name in ("blue", "red")
+    ]
+    assert "green.png" in said.err
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target", "emu"], "--target emu is none of the model's labels, ant, bee, cat, dog, elk."),
+        (
+            ["--target", "cat", "--method", "rollout"],
+            "--method rollout is the same for every class; --target is for relevance.",
+        ),
+        (["--heads", "3"], "layer 3 is not there; the model has 0 to 2."),
+        (["--discard_ratio", "1"], "discard_ratio is 1.0; it must be at least 0 and less than 1."),
+    ],
+)
+def test_explain_says_what_is_wrong(model, images, tmp_path, capsys, flags, message):
+    assert main(["explain", "--model", str(model), str(images[0]), "--output", str(tmp_path / "out"), *flags]) == 2
+    assert capsys.readouterr().err == f"vitrail: {message}\n"

@@ -77,7 +77,7 @@ def test_attention_distance_of_a_head_that_looks_at_everything_alike(build, pixe
 def test_attention_distance_in_small_blocks(build, pixels, monkeypatch):
     model = build()
     whole = attention_distance(model, pixels)
-    monkeypatch.setattr("vitrail.inspection.attention._BLOCK_ELEMENTS_CPU", 1)
+    monkeypatch.setattr("vitrail.inspection.observation._BLOCK_ELEMENTS_CPU", 1)
     torch.testing.assert_close(attention_distance(model, pixels), whole)
 
 

@@ -3,58 +3,13 @@
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from vitrail.inspection import attention_rollout
-from vitrail.modeling import (
-    InputError,
-    ViTBackbone,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTForMaskedPatchPrediction,
-)
-
-
-@pytest.fixture
-def pixels():
-    return torch.randn(2, 3, 24, 16, generator=torch.Generator().manual_seed(2))
-
-
-# Fields of `ViTConfig` beside those of `tiny_config`, and what the head reads of n patches and those before them.
-CASES = {
-    "plain": ({}, lambda n: [1] + n * [0]),
-    "registers": ({"num_register_tokens": 3}, lambda n: [1, 0, 0, 0] + n * [0]),
-    "distilled": (
-        {"use_distillation_token": True, "use_distillation_head": True, "num_register_tokens": 1},
-        lambda n: [1 / 2, 1 / 2, 0] + n * [0],
-    ),
-    "distilled, one head": ({"use_distillation_token": True}, lambda n: [1, 0] + n * [0]),
-    "mean": ({"pooling": "mean"}, lambda n: [0] + n * [1 / n]),
-    "mean, only patches": (
-        {"pooling": "mean", "use_class_token": False, "pool_before_norm": True},
-        lambda n: n * [1 / n],
-    ),
-    "mean, registers first": (
-        {"pooling": "mean", "use_class_token": False, "num_register_tokens": 2},
-        lambda n: [0, 0] + n * [1 / n],
-    ),
-    "token and mean": ({"pooling": "token_and_mean"}, lambda n: [1 / 2] + n * [1 / (2 * n)]),
-    "attention": ({"pooling": "attention", "num_register_tokens": 1}, None),
-    "attention, only patches": ({"pooling": "attention", "use_class_token": False}, None),
-    "relative": (
-        {"position_embedding": "relative", "position_placement": "every_layer"},
-        lambda n: [1] + n * [0],
-    ),
-    "learned_2d": (
-        {"position_embedding": "learned_2d", "position_placement": "every_layer"},
-        lambda n: [1] + n * [0],
-    ),
-    "hybrid": ({"resnet_depths": (1, 1), "resnet_width": 32, "patch_size": 1}, lambda n: [1] + n * [0]),
-}
-
-
-def build(tiny_config, randomised, fields, model_class=ViTForImageClassification):
-    fields = {"num_prefix_positions": None} | fields
-    return randomised(model_class(ViTConfig.from_dict(tiny_config.to_dict(), **fields)))
+from vitrail.inspection import attention_rollout, rollout_by_depth
+from vitrail.inspection.observation import AttentionBlock
+from vitrail.inspection.rollout import rows_times_normalised
+from vitrail.modeling import InputError, ViTBackbone, ViTForMaskedPatchPrediction
 
 
 def fuse(heads, head_fusion):
@@ -72,7 +27,20 @@ def attention_of_pooling(pooling, patches):
         return layer(query, patches, patches, average_attn_weights=False)[1][:, :, 0]
 
 
-def textbook_rollout(model, pixels, read=CASES["plain"][1], head_fusion="mean", discard_ratio=0.0, start_layer=0):
+def only_first(patches):
+    return [1] + patches * [0]
+
+
+def textbook_rollout(
+    model,
+    pixels,
+    read=only_first,
+    head_fusion="mean",
+    discard_ratio=0.0,
+    start_layer=0,
+    end_layer=None,
+    residual_weight=1.0,
+):
     """Abnar & Zuidema (2020) as written: fuse the heads, add I, normalise, multiply all layers; then what is read."""
     backend = model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -85,13 +53,13 @@ def textbook_rollout(model, pixels, read=CASES["plain"][1], head_fusion="mean", 
     maps = []
     for image in range(len(pixels)):
         rollout = torch.eye(attentions[0].shape[-1], dtype=torch.float64)
-        for attention in attentions[start_layer:]:
+        for attention in attentions[start_layer:end_layer]:
             fused = fuse(attention[image].double(), head_fusion)
             for place in fused.flatten().argsort()[: int(discard_ratio * fused.numel())].tolist():
                 query, key = divmod(place, len(fused))
                 if key != 0 or not model.config.use_class_token:
                     fused[query, key] = 0
-            fused = fused + torch.eye(len(fused), dtype=torch.float64)
+            fused = fused + residual_weight * torch.eye(len(fused), dtype=torch.float64)
             rollout = (fused / fused.sum(1, keepdim=True)) @ rollout
         if read is None:
             pooling = attention_of_pooling(model.vit.attention_pooling, outputs.last_hidden_state[:, before:])[image]
@@ -105,61 +73,99 @@ def textbook_rollout(model, pixels, read=CASES["plain"][1], head_fusion="mean", 
 
 @pytest.mark.parametrize("discard_ratio", [0.0, 0.5])
 @pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
-@pytest.mark.parametrize("case", CASES)
-def test_every_model_equals_the_textbook(tiny_config, randomised, pixels, case, head_fusion, discard_ratio):
-    fields, read = CASES[case]
-    model = build(tiny_config, randomised, fields)
+def test_every_model_equals_the_textbook(build, reads, pixels, case, head_fusion, discard_ratio):
+    model = build(case)
     out = attention_rollout(model, pixels, head_fusion, discard_ratio)
-    expected = textbook_rollout(model, pixels, read, head_fusion, discard_ratio)
+    expected = textbook_rollout(model, pixels, reads(case), head_fusion, discard_ratio)
     assert out.heatmap.dtype == torch.float32
     torch.testing.assert_close(out.heatmap.double(), expected, atol=1e-6, rtol=1e-5)
     with torch.no_grad():
         assert torch.equal(out.logits, model(pixels).logits)
 
 
-@pytest.mark.parametrize("start_layer", [0, 1, 2])
+@pytest.mark.parametrize("residual_weight", [0.2, 1.0, 3.0])
+@pytest.mark.parametrize(("start_layer", "end_layer"), [(0, None), (1, None), (2, 3), (0, 1), (1, 2)])
 @pytest.mark.parametrize("discard_ratio", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("case", ["plain", "attention"])
-def test_later_layers_alone_equal_the_textbook(tiny_config, randomised, pixels, case, discard_ratio, start_layer):
-    fields, read = CASES[case]
-    model = build(tiny_config, randomised, fields)
-    out = attention_rollout(model, pixels, discard_ratio=discard_ratio, start_layer=start_layer)
-    expected = textbook_rollout(model, pixels, read, discard_ratio=discard_ratio, start_layer=start_layer)
+def test_some_layers_equal_the_textbook(
+    build, reads, pixels, case, discard_ratio, start_layer, end_layer, residual_weight
+):
+    model = build(case)
+    arguments = {
+        "discard_ratio": discard_ratio,
+        "start_layer": start_layer,
+        "end_layer": end_layer,
+        "residual_weight": residual_weight,
+    }
+    out = attention_rollout(model, pixels, **arguments)
+    expected = textbook_rollout(model, pixels, reads(case), **arguments)
     torch.testing.assert_close(out.heatmap.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"head_fusion": "max", "discard_ratio": 0.5, "residual_weight": 0.5}])
+def test_by_depth_is_the_rollout_to_every_layer(build, pixels, case, arguments):
+    model = build(case)
+    out = rollout_by_depth(model, pixels, **arguments)
+    assert torch.equal(out.logits, attention_rollout(model, pixels).logits)
+    for layer in range(3):
+        expected = attention_rollout(model, pixels, end_layer=layer + 1, **arguments).heatmap
+        torch.testing.assert_close(out.heatmap[:, layer], expected)
 
 
 @pytest.mark.parametrize("case", ["plain", "mean", "attention", "learned_2d"])
-def test_another_size_has_another_grid(tiny_config, randomised, case):
-    fields, read = CASES[case]
-    model = build(tiny_config, randomised, fields | {"interpolate_pos_encoding": True})
+def test_another_size_has_another_grid(build, reads, case):
+    model = build(case, interpolate_pos_encoding=True)
     pixels = torch.randn(2, 3, 16, 40, generator=torch.Generator().manual_seed(3))
     out = attention_rollout(model, pixels)
     assert out.heatmap.shape == (2, 2, 5)
-    torch.testing.assert_close(out.heatmap.double(), textbook_rollout(model, pixels, read), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(out.heatmap.double(), textbook_rollout(model, pixels, reads(case)), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["token", "attention"])
-def test_masked_patch_prediction_reads_every_patch(tiny_config, randomised, pixels, monkeypatch, pooling):
-    model = build(tiny_config, randomised, {"pooling": pooling}, ViTForMaskedPatchPrediction)
+@pytest.mark.parametrize("case", ["plain", "attention"])
+def test_masked_patch_prediction_reads_every_patch(build, reads, pixels, monkeypatch, case):
+    model = build(case, ViTForMaskedPatchPrediction)
     monkeypatch.setattr(model, "_corrupted", lambda patches, mask: patches)
     out = attention_rollout(model, pixels)
     assert out.logits.shape == (2, 6, 512)
-    expected = textbook_rollout(model, pixels, CASES["mean"][1])
+    prefix = [0] * model.config.num_prefix_tokens
+    expected = textbook_rollout(model, pixels, lambda patches: prefix + patches * [1 / patches])
     torch.testing.assert_close(out.heatmap.double(), expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["token", "attention"])
-def test_a_backbone_reads_what_it_pools(tiny_config, randomised, pixels, pooling):
-    backbone = build(tiny_config, randomised, {"pooling": pooling}, ViTBackbone)
+@pytest.mark.parametrize("case", ["plain", "attention"])
+def test_a_backbone_reads_what_it_pools(build, pixels, case):
+    backbone = build(case, ViTBackbone)
     out = attention_rollout(backbone, pixels)
     assert out.logits is None
     assert torch.equal(out.heatmap, attention_rollout(backbone.vit, pixels).heatmap)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    attention=st.integers(0, 2**31).map(
+        lambda seed: torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(seed)).mul(8).softmax(-1)
+    ),
+    discarded=st.floats(0, 0.9),
+    residual_weight=st.floats(1e-3, 1e3),
+)
+def test_rows_of_every_operator_sum_to_one(attention, discarded, residual_weight):
+    """Whatever was discarded, and for any weight of the residual: each row of I goes through as a distribution."""
+    fused = attention.amax(1)
+    fused = fused * (fused >= fused.flatten(1).quantile(discarded, dim=1)[:, None, None])
+    blocks = iter(
+        [AttentionBlock(slice(0, 2), slice(0, 3), fused[:, :3]), AttentionBlock(slice(0, 2), slice(3, 5), fused[:, 3:])]
+    )
+    operator = rows_times_normalised(torch.eye(5).expand(2, -1, -1), blocks, residual_weight)
+    assert (operator >= 0).all()
+    torch.testing.assert_close(operator.sum(-1), torch.ones(2, 5))
+
+
 @pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
-def test_blocks_of_rows_do_not_show(tiny_model, pixels, head_fusion, monkeypatch):
+@pytest.mark.parametrize("elements", [60, 200, 400])  # 2 of 7 rows at a time, one image of 3, two
+def test_blocks_do_not_show(tiny_model, head_fusion, elements, monkeypatch):
+    pixels = torch.randn(3, 3, 24, 16, generator=torch.Generator().manual_seed(4))
     whole = attention_rollout(tiny_model, pixels, head_fusion).heatmap
-    monkeypatch.setattr("vitrail.inspection.attention._BLOCK_ELEMENTS_CPU", 60)  # 2 of 7 rows at a time
+    monkeypatch.setattr("vitrail.inspection.observation._BLOCK_ELEMENTS_CPU", elements)
     torch.testing.assert_close(attention_rollout(tiny_model, pixels, head_fusion).heatmap, whole)
 
 
@@ -170,6 +176,15 @@ def test_logits_are_the_models_own(tiny_model, pixels, backend):
     assert torch.equal(attention_rollout(tiny_model, pixels).logits, plain)
     assert torch.equal(tiny_model(pixels).logits, plain)
     assert tiny_model.config._attn_implementation == backend
+
+
+def test_a_compiled_model_stays_compiled(tiny_model, pixels):
+    compiled = torch.compile(tiny_model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        plain = compiled(pixels).logits
+    out = attention_rollout(compiled, pixels)
+    assert torch.equal(out.logits, plain)
+    torch.testing.assert_close(out.heatmap, attention_rollout(tiny_model, pixels).heatmap)
 
 
 def test_model_without_head_has_no_logits(tiny_model, pixels):
@@ -200,6 +215,11 @@ def test_bfloat16_model_is_rolled_out_in_float32(tiny_model, pixels):
         ({"discard_ratio": 1.0}, r"discard_ratio is 1\.0"),
         ({"discard_ratio": -0.1}, r"discard_ratio is -0\.1"),
         ({"start_layer": 3}, "start_layer is 3; the model has layers 0 to 2"),
+        ({"end_layer": 4}, "end_layer is 4; it must lie between 1 and 3"),
+        ({"start_layer": 1, "end_layer": 1}, "end_layer is 1; it must lie between 2 and 3"),
+        ({"residual_weight": 0.0}, r"residual_weight is 0\.0"),
+        ({"residual_weight": float("nan")}, "residual_weight is nan"),
+        ({"discard_ratio": float("nan")}, "discard_ratio is nan"),
     ],
 )
 def test_bad_arguments_are_named(tiny_model, pixels, arguments, message):
@@ -212,3 +232,17 @@ def test_a_model_that_does_not_show_its_attention_is_named(tiny_model, pixels, t
     stock = transformers.ViTForImageClassification.from_pretrained(tmp_path)
     with pytest.raises(InputError, match="ViTForImageClassification does not show its attention; load it with"):
         attention_rollout(stock, pixels)
+
+
+def test_training_mode_is_refused(tiny_model, pixels):
+    with pytest.raises(InputError, match=r"training mode, .*; call model.eval\(\)"):
+        attention_rollout(tiny_model.train(), pixels)
+
+
+def test_nan_is_traced_to_images_or_weights(tiny_model, pixels):
+    with torch.no_grad(), pytest.raises(InputError, match="pixel_values hold NaN"):
+        attention_rollout(tiny_model, pixels.index_fill(3, torch.tensor(5), torch.nan))
+    with torch.no_grad():
+        tiny_model.vit.layers[1].attention.q_proj.weight[0, 0] = torch.nan
+    with pytest.raises(InputError, match="its weights hold NaN"):
+        attention_rollout(tiny_model, pixels)

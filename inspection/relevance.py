@@ -1,0 +1,154 @@
+"""What spoke for one class: attention weighted by its gradient, in little memory.
+
+The gradient of the class's logit with respect to a layer's attention A, whose output is O = A v, is dO v^T. So neither
+A nor its gradient need be kept, and no backend needs to return them: from the query, key, value and the gradient of the
+output both are made in blocks of rows. The backward pass meets the layers from the last to the first, as the row of the
+head goes through them, and recomputes one layer at a time; what is kept of the others is their input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from vitrail.inspection.observation import (
+    AttentionBlock,
+    attention_blocks,
+    config_of,
+    observed_call,
+    patch_grids,
+    read_by_head,
+)
+from vitrail.inspection.rollout import rows_times_normalised
+from vitrail.inspection.targets import targets_of
+from vitrail.modeling import InputError, ObservedAttention, ViTConfig
+
+
+RelevanceMethod = Literal["chefer", "gradient_rollout"]
+
+
+@dataclass(frozen=True)
+class RelevanceOutput:
+    """What the model said and which patches spoke for the target.
+
+    Attributes:
+        logits: (B, num_labels), the model's own, but for the rounding of a backend that works otherwise where there are
+            gradients, as sdpa does with relative position embeddings, and of compilation.
+        target: (B,) int64, the classes that the map is about.
+        heatmap: (B, H/P, W/P) float32, at least 0. Its scale is that of the logit's gradient: compare places of a map,
+            not maps.
+    """
+
+    logits: torch.Tensor
+    target: torch.Tensor
+    heatmap: torch.Tensor
+
+
+def relevance(
+    model: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    target: int | Sequence[int] | torch.Tensor | None = None,
+    method: RelevanceMethod = "chefer",
+) -> RelevanceOutput:
+    """Class-specific relevance of the patches, from one forward and one backward pass on any attention backend.
+
+    With A of each head, its gradient ∇A and their product by element, for the layers from first to last:
+
+    - "chefer", "Generic Attention-model Explainability" (Chefer et al., 2021), Eq. 5 and 6: R <- R + Ā R with
+      Ā = mean over heads of (∇A A)^+, and R = I before the first.
+    - "gradient_rollout": attention rollout of (mean over heads of ∇A A)^+ in place of the fused attention.
+
+    The map is what the head reads of R, as in `attention_rollout`; attention pooling's row is its own Ā, or its own
+    fused row with sum 1.
+
+    Args:
+        model: a classifier of `vitrail.modeling`, in evaluation mode.
+        pixel_values: (B, C, H, W), as the model takes them.
+        target: a class for all images, or one for each; by default what the model says.
+        method: "chefer" or "gradient_rollout".
+
+    Raises:
+        InputError: an argument is out of its range, the model has no class logits, is not one of `vitrail.modeling` or
+            is in training mode, or the images or weights hold NaN.
+    """
+    config = config_of(model)
+    if method not in get_args(RelevanceMethod):
+        raise InputError(f"method is {method!r}; it must be 'chefer' or 'gradient_rollout'.")
+    flow = _Flow(config, method)
+    # The backward pass stops at every layer, which a compiled model would not: it runs uncompiled here.
+    with torch.compiler.set_stance("force_eager"), torch.inference_mode(False), torch.enable_grad():
+        pixels = pixel_values.detach().to(torch.promote_types(pixel_values.dtype, torch.float32), copy=True)
+        pixels.requires_grad_()  # the weights may be frozen
+        try:
+            outputs = observed_call(model, pixels, flow.observe, recompute=True)
+        except NotImplementedError as error:  # of flex attention on a CPU
+            raise InputError(f"{error} Relevance needs gradients: model.set_attn_implementation('sdpa').") from error
+        logits = outputs.get("logits")
+        if logits is None or logits.ndim != 2:
+            raise InputError(f"{type(model).__name__} has no class logits; relevance is about a class.")
+        classes = targets_of(logits, target)
+        score = logits.gather(1, classes[:, None]).sum()  # each image's gradient is that of its own logit
+        torch.autograd.grad(score, flow.first_output)
+    return RelevanceOutput(logits.detach(), classes, patch_grids(flow.rows, config, pixel_values)[:, 0])
+
+
+class _Flow:
+    """What the head reads, on its way with the backward pass from the last layer to the first.
+
+    Attributes:
+        rows: (B, 1, t), what has come out of the layers passed so far; of the T tokens those after the first t have
+            none. Empty until attention pooling, where there is one, is passed.
+        first_output: of the first layer's attention, where the backward pass may end.
+    """
+
+    rows: torch.Tensor
+    first_output: torch.Tensor
+
+    def __init__(self, config: ViTConfig, method: RelevanceMethod):
+        self._config = config
+        self._method = method
+
+    def observe(self, index: int, attention: ObservedAttention) -> None:
+        """Sees every attention in the forward pass and, but for attention pooling, again when it is recomputed."""
+        self._latest = attention
+        if index == 0:
+            self.first_output = attention.output
+            if self._config.pooling != "attention":
+                self.rows = read_by_head(self._config, self._config.pooling, attention.query)
+        if index < self._config.num_hidden_layers:
+            attention.output.register_hook(self._pass_layer)
+        elif index == self._config.num_hidden_layers and self._config.pooling == "attention":
+            attention.output.register_hook(self._pass_pooling)
+
+    def _pass_layer(self, gradient: torch.Tensor) -> None:
+        """Takes the gradient of a layer's attention output, (B, T, k, D/k), just after it was recomputed."""
+        tokens = gradient.shape[1]
+        blocks = self._weighted(gradient, self.rows.shape[2])
+        rows = F.pad(self.rows, (0, tokens - self.rows.shape[2]))
+        if self._method == "gradient_rollout":
+            self.rows = rows_times_normalised(rows, blocks)
+            return
+        self.rows = rows.clone()
+        for images, queries, fused in blocks:
+            self.rows[images] += rows[images, :, queries] @ fused
+
+    def _pass_pooling(self, gradient: torch.Tensor) -> None:
+        """Takes the gradient of attention pooling's output, (B, 1, k, D/k); nothing was recomputed since."""
+        fused = torch.cat([block.weights for block in self._weighted(gradient, 1)])  # (B, 1, N)
+        if self._method == "gradient_rollout":
+            fused = F.normalize(fused, p=1, dim=-1)
+        self.rows = F.pad(fused, (self._config.num_prefix_tokens, 0))
+
+    def _weighted(self, gradient: torch.Tensor, num_queries: int) -> Iterator[AttentionBlock]:
+        """The latest attention, weighted by its gradient dO v^T, cleared of what spoke against, its heads fused."""
+        query, key, scaling, bias, value, _ = self._latest
+        gradient, value = gradient.float().transpose(1, 2), value.float().transpose(2, 3)
+        for images, queries, weights in attention_blocks(query, key, scaling, bias, num_queries):
+            product = weights.mul_(gradient[images, :, queries] @ value[images])  # (images, k, queries, T)
+            fused = product.clamp_(min=0).mean(1) if self._method == "chefer" else product.mean(1).clamp_(min=0)
+            yield AttentionBlock(images, queries, fused)

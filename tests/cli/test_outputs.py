@@ -1,0 +1,73 @@
+"""Every image gets a picture of its own, and none is lost for it."""
+
+from pathlib import Path
+
+import pytest
+
+from vitrail.cli.outputs import output_paths
+from vitrail.modeling import InputError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of empty files, which is all that names need."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/cat.jpg", "photos/more/cat.PNG", "photos/more/dog.gif", "photos/dog.jpg", "photos/notes.txt"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    return tmp_path
+
+
+def named(pictures):
+    return {str(image): str(picture) for image, picture in pictures.items()}
+
+
+def test_folders_keep_their_shape(folder):
+    assert named(output_paths([Path("photos")], Path("out"))) == {
+        "photos/cat.jpg": "out/cat.png",
+        "photos/dog.jpg": "out/dog.png",
+        "photos/more/cat.PNG": "out/more/cat.png",
+        "photos/more/dog.gif": "out/more/dog.png",
+    }
+    assert Path("out/more").is_dir()
+
+
+def test_images_of_several_folders_do_not_meet(folder):
+    images = [Path("photos/cat.jpg"), folder / "photos/more/cat.PNG"]
+    assert list(named(output_paths(images, Path("out"))).values()) == ["out/cat.png", "out/more/cat.png"]
+
+
+def test_the_same_stem_keeps_its_suffix(folder):
+    Path("photos/cat.gif").touch()
+    images = [Path("photos/cat.jpg"), Path("photos/cat.gif")]
+    assert list(named(output_paths(images, Path("out"))).values()) == ["out/cat.jpg.png", "out/cat.gif.png"]
+
+
+def test_one_image_may_have_a_picture_of_any_name(folder):
+    assert named(output_paths([Path("photos/cat.jpg")], Path("a/heat.png"))) == {"photos/cat.jpg": "a/heat.png"}
+    assert Path("a").is_dir()
+
+
+def test_pictures_of_an_earlier_run_are_no_images(folder):
+    output_paths([Path(".")], Path("out"))
+    Path("out/cat.png").touch()
+    assert "out/cat.png" not in named(output_paths([Path(".")], Path("out")))
+
+
+@pytest.mark.parametrize(
+    ("paths", "output", "message"),
+    [
+        (["photos"], "heat.png", r"heat.png is one picture for 4 images; give a folder"),
+        (["photos/more/cat.PNG", "photos/dog.jpg"], "x.png", "one picture for 2 images"),
+        (["photos/../empty"], "out", "There are no images in photos/../empty"),
+        (["own/cat.png"], "own", "would overwrite the image .*cat.png; give another name"),
+        (["own/cat.png"], "own/cat.png", "would overwrite the image .*cat.png; give another name"),
+        (["photos/cat.jpg"], "photos/notes.txt", "Cannot write to --output photos/notes.txt: File exists"),
+    ],
+)
+def test_what_cannot_be_is_said_first(folder, paths, output, message):
+    Path("empty").mkdir()
+    Path("own").mkdir()
+    Path("own/cat.png").touch()
+    with pytest.raises(InputError, match=message):
+        output_paths([Path(path) for path in paths], Path(output))
