@@ -185,10 +185,9 @@ def _strip(image: Image.Image, maps: np.ndarray, names: Sequence[str], region: R
     image = _seen(image, region)
     per_row = min(_PER_ROW, 1 + len(maps))
     rows = -(-(1 + len(maps)) // per_row)
-    panel = (_WIDTH - 0.9) / _PER_ROW  # inches, without the colour bar
-    figure = Figure(
-        figsize=(per_row * panel + 0.9, rows * (panel * image.height / image.width + 0.42) + 0.45), layout="constrained"
-    )
+    panel = min(2, (_WIDTH - 0.9) / per_row)  # inches, beside the colour bar
+    height = rows * (panel * image.height / image.width + 0.42) + 0.45
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, per_row, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
