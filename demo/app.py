@@ -52,9 +52,9 @@ def build_app(model: str) -> gr.Blocks:
         assert out.logits is not None  # a classifier has them
         scores = dict(zip(labels, out.logits.float().softmax(-1)[0].tolist()))
         factor = max(1, -(-_SMALLEST_SIDE // min(image.size)))
-        region = tuple(factor * edge for edge in processor.seen_region(*image.size))
         shown = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
-        return scores, overlay(shown, out.heatmap[0], opacity, region)
+        left, upper, right, lower = (factor * edge for edge in processor.seen_region(*image.size))
+        return scores, overlay(shown, out.heatmap[0], opacity, (left, upper, right, lower))
 
     with gr.Blocks(title="Vitrail", analytics_enabled=False) as app:
         gr.Markdown(f"# Vitrail\nWhat **{Path(model).name}** sees in an image, and where it looked.")

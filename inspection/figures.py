@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from vitrail.modeling import InputError
@@ -47,8 +48,8 @@ def overlay(image: Image.Image, heatmap: torch.Tensor, alpha: float = 0.6, regio
         raise InputError(f"alpha is {alpha}; it must lie between 0 and 1.")
     values = values / _peak(values)
     shown = image.convert("RGB")
-    left, upper, right, lower = region or (0, 0, *image.size)
-    inside = _inside((left, upper, right, lower), image.size)
+    (left, upper, right, lower), part = _placed(region, image.size)
+    inside = _pixels(part, image.size)
     # Of the map what lies on the image, in its rows and columns, which rounding to pixels must not exceed.
     rows, columns = values.shape
     across, down = columns / (right - left), rows / (lower - upper)
@@ -121,22 +122,23 @@ def rollout_grid(
         InputError: the maps are not finite, non-negative matrices, or not as many as the images and regions.
     """
     maps = _finite(heatmaps, ("images", "rows", "columns"))
-    regions = _one_each(images, regions, heatmaps=maps)
+    places = _one_each(images, regions, heatmaps=maps)
     rows = -(-len(images) // pairs_per_row)
     panel = _WIDTH / (2 * pairs_per_row)
-    figure = Figure(figsize=(_WIDTH, rows * panel + 0.3), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.01)
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.02, wspace=0.01)
+    figure = Figure(figsize=(_WIDTH, rows * panel + 0.6), layout=layout)
     axes = figure.subplots(rows, 2 * pairs_per_row, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, title in zip(axes[0, : 2 * len(images)], ("Input", "Attention") * pairs_per_row):
         axis.set_title(title, fontsize=11)
-    for (left, right), image, values, region in zip(axes.reshape(-1, 2), images, maps, regions):
+    for (left, right), image, values, region in zip(axes.reshape(-1, 2), images, maps, places):
         shown = _seen(image, region)
         strength = Image.fromarray(values / _peak(values)).resize(shown.size, Image.Resampling.BILINEAR)
         light = np.asarray(strength).clip(0, 1)[..., None] ** (1 / 2.2)  # as 8-bit levels encode light
         left.imshow(shown)
         right.imshow((np.asarray(shown) * light).astype(np.uint8))
+    figure.suptitle("Attention rollout (each map scaled to its own peak)", fontsize=11)
     return figure
 
 
@@ -161,13 +163,13 @@ def predictions_figure(
     Raises:
         InputError: the maps are not finite, non-negative matrices, or there are not n of everything.
     """
-    regions = _one_each(
+    places = _one_each(
         images, regions, heatmaps=heatmaps, predictions=predictions, probabilities=probabilities, truths=truths
     )
     figure = Figure(figsize=(1.5 * len(images), 3.6), layout="constrained")
     columns = figure.subplots(2, len(images), squeeze=False).T
     for (above, below), image, heatmap, prediction, probability, truth, region in zip(
-        columns, images, heatmaps, predictions, probabilities, truths, regions
+        columns, images, heatmaps, predictions, probabilities, truths, places
     ):
         wrong = prediction != truth
         shown, region = _scaled(image, region)
@@ -183,10 +185,9 @@ def _strip(image: Image.Image, maps: np.ndarray, names: Sequence[str], region: R
     image = _seen(image, region)
     per_row = min(_PER_ROW, 1 + len(maps))
     rows = -(-(1 + len(maps)) // per_row)
-    panel = (_WIDTH - 0.9) / _PER_ROW  # inches, without the colour bar
-    figure = Figure(
-        figsize=(per_row * panel + 0.9, rows * (panel * image.height / image.width + 0.42) + 0.45), layout="constrained"
-    )
+    panel = min(2, (_WIDTH - 0.9) / per_row)  # inches, beside the colour bar
+    height = rows * (panel * image.height / image.width + 0.42) + 0.45
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, per_row, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -208,18 +209,16 @@ def _panel(axis: Axes, image: Image.Image, title: str, fontsize: int = 9, color:
 
 def _seen(image: Image.Image, region: Region | None) -> Image.Image:
     """What of an image the model saw, black where it lies outside of it, with a longer side of `_SIDE`."""
-    left, upper, right, lower = region or (0, 0, *image.size)
-    inside = _inside((left, upper, right, lower), image.size)
+    (left, upper, right, lower), part = _placed(region, image.size)
     factor = _SIDE / max(right - left, lower - upper)
 
     def scaled(across: float, down: float) -> tuple[int, int]:
         return max(1, round(factor * across)), max(1, round(factor * down))
 
-    part = image.convert("RGB").resize(
-        scaled(inside[2] - inside[0], inside[3] - inside[1]), Image.Resampling.BICUBIC, box=inside
-    )
+    size = scaled(part[2] - part[0], part[3] - part[1])
     shown = Image.new("RGB", scaled(right - left, lower - upper))
-    shown.paste(part, (round(factor * (inside[0] - left)), round(factor * (inside[1] - upper))))
+    corner = round(factor * (part[0] - left)), round(factor * (part[1] - upper))
+    shown.paste(image.convert("RGB").resize(size, Image.Resampling.BICUBIC, box=part), corner)
     return shown
 
 
@@ -252,19 +251,25 @@ def _peak(values: np.ndarray) -> float:
     return max(float(values.max()), float(np.finfo(np.float32).tiny))
 
 
-def _inside(region: Region, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The region's pixels in an image of this (width, height); of one thinner than a pixel still one.
+def _placed(region: Region | None, size: tuple[int, int]) -> tuple[Region, Region]:
+    """A region, by default the whole image of this (width, height), and what of it lies on the image.
 
     Raises:
-        InputError: there are none.
+        InputError: nothing does.
     """
-    (left, upper, right, lower), (width, height) = region, size
+    width, height = size
+    left, upper, right, lower = region = region or (0, 0, width, height)
     if not (-math.inf < left < right < math.inf and -math.inf < upper < lower < math.inf):
         raise InputError(f"region is {region}; it must be finite, left edge before right and upper before lower.")
     if right <= 0 or lower <= 0 or left >= width or upper >= height:
         raise InputError(f"The region {region} lies outside of the image of {width}x{height} pixels.")
-    left, upper = min(max(0, round(left)), width - 1), min(max(0, round(upper)), height - 1)
-    return left, upper, max(left + 1, min(width, round(right))), max(upper + 1, min(height, round(lower)))
+    return region, (max(0, left), max(0, upper), min(width, right), min(height, lower))
+
+
+def _pixels(part: Region, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A part of an image in whole pixels, at least one."""
+    left, upper = min(round(part[0]), size[0] - 1), min(round(part[1]), size[1] - 1)
+    return left, upper, max(left + 1, round(part[2])), max(upper + 1, round(part[3]))
 
 
 def _finite(maps: torch.Tensor, axes: tuple[str, ...]) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.ticker import MaxNLocator
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -153,7 +154,7 @@ def figure_7(model: PreTrainedModel, pixel_values: torch.Tensor) -> Figure:
         InputError: as of the single figures and `attention_distance`.
     """
     figure = Figure(figsize=(12, 4), layout="constrained")
-    left, centre, right = figure.subfigures(1, 3, width_ratios=(1.1, 1.15, 1), wspace=0.02)
+    left, centre, right = figure.subfigures(1, 3, squeeze=False, width_ratios=(1.1, 1.15, 1), wspace=0.02)[0]
     _draw_filters(left, model)
     _draw_position_similarity(centre, model, 0)
     _draw_attention_distance(right, attention_distance(model, pixel_values))
@@ -161,12 +162,13 @@ def figure_7(model: PreTrainedModel, pixel_values: torch.Tensor) -> Figure:
 
 
 def _draw_filters(figure: FigureBase, model: PreTrainedModel) -> None:
-    config = vit_of(model).config
+    vit = vit_of(model)
+    config = vit.config
     if config.resnet_depths is not None:
         raise InputError("The patch embedding of a hybrid filters a ResNet's features, which have no colours to show.")
     if config.num_channels not in (1, 3):
         raise InputError(f"The filters have {config.num_channels} channels; only 1 (gray) or 3 (RGB) can be shown.")
-    filters = _finite(vit_of(model).embeddings.patch_embeddings.projection.weight, "The patch embedding")
+    filters = _finite(vit.embeddings.patch_embeddings.projection.weight, "The patch embedding")
     components = principal_filters(filters).numpy()
     components /= np.abs(components).max(axis=(1, 2, 3), keepdims=True).clip(np.finfo(np.float32).tiny)
     columns = min(7, len(components))
@@ -180,12 +182,13 @@ def _draw_filters(figure: FigureBase, model: PreTrainedModel) -> None:
 
 
 def _draw_position_similarity(figure: FigureBase, model: PreTrainedModel, layer: int) -> None:
-    config = vit_of(model).config
+    vit = vit_of(model)
+    config = vit.config
     if config.position_embedding == "none":
         raise InputError("The model has no position embeddings to compare.")
     if config.position_embedding == "relative":
         raise InputError("The model's position embeddings are of offsets between patches; no patch has one of its own.")
-    embeddings = vit_of(model).embeddings
+    embeddings = vit.embeddings
     tables = embeddings.position_tables(config.grid_shape, embeddings.patch_embeddings.projection.weight.device)
     if not 0 <= layer < len(tables):
         raise InputError(f"layer is {layer}; the model has position embeddings for layers 0 to {len(tables) - 1}.")
@@ -221,7 +224,7 @@ def _draw_attention_distance(figure: FigureBase, distances: torch.Tensor) -> Non
     for head in range(heads):
         axis.scatter(range(layers), values[:, head], s=28, color=f"C{head % 10}", alpha=0.8, linewidths=0)
     axis.set(xlabel="Network depth (layer)", ylabel="Mean attention distance (pixels)", ylim=(0, None))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.3)
     figure.suptitle(f"Mean attention distance\n(one dot for each of {heads} heads)", fontsize=11)

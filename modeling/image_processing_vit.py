@@ -227,7 +227,8 @@ class _AnyImage(BaseImageProcessor):
 
     def _fitted(self, image, fit, size, resample, target, image_mean):
         """(C, H, W) -> (C, target)."""
-        resized = _resized_shape(*image.shape[-2:], size, fit)
+        height, width = image.shape[-2:]
+        resized = _resized_shape(height, width, size, fit)
         image = self.resize(image, SizeDict(height=resized[0], width=resized[1]), resample)
         image = _centre(image, target.height, target.width)
         height, width = image.shape[-2:]
@@ -239,14 +240,14 @@ class _AnyImage(BaseImageProcessor):
         return padded
 
 
-def _with_sides(size: SizeDict, fit: Fit | None) -> SizeDict:
+def _with_sides(size: Any, fit: Fit | None) -> Any:
     """The `size` that a `fit` needs, of height and width: the shortest edge is that of a square."""
     if fit is None or not size.shortest_edge:
         return size
     return SizeDict(height=size.shortest_edge, width=size.shortest_edge)
 
 
-def _resized_shape(height: int, width: int, size: SizeDict, fit: Fit | None) -> tuple[int, int]:
+def _resized_shape(height: int, width: int, size: Any, fit: Fit | None) -> tuple[int, int]:
     """(height, width) that an image is resized to, before anything is cut off or added.
 
     With a `fit`, timm's rounding: `transforms_imagenet_eval` in its `transforms_factory.py`.

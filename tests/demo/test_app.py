@@ -78,6 +78,51 @@ def test_the_api_says_what_the_model_says(address, model, photo, tmp_path):
     assert np.array_equal(shown, np.asarray(overlay(image, out.heatmap[0], 0.6)))
 
 
+@pytest.fixture
+def cropping(model, tmp_path):
+    """The same model, whose processor cuts the middle out."""
+    folder = shutil.copytree(model, tmp_path / "cropping")
+    ViTImageProcessor(fit="crop", size={"height": 24, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def ask(folder, photo, downloads):
+    app = build_app(str(folder))
+    _, address, _ = app.launch(prevent_thread_lock=True, quiet=True)
+    try:
+        client = Client(address, verbose=False, download_files=str(downloads))
+        return client.predict(upload=handle_file(str(photo)), opacity=0.6, api_name="/predict")
+    finally:
+        app.close()
+
+
+def test_the_map_lies_on_what_was_cut_out(cropping, tmp_path):
+    from vitrail.modeling import ViTForImageClassification
+
+    photo = tmp_path / "wide.png"
+    Image.new("RGB", (60, 24), "olive").save(photo)
+    _, picture = ask(cropping, photo, tmp_path)
+    shown = Image.open(picture["path"] if isinstance(picture, dict) else picture).convert("RGB")
+    processor = ViTImageProcessor.from_pretrained(cropping)
+    network = ViTForImageClassification.from_pretrained(cropping)
+    heatmap = attention_rollout(network, processor(photo, return_tensors="pt").pixel_values).heatmap[0]
+    factor = shown.width // 60
+    assert shown.size == (60 * factor, 24 * factor)
+    expected = overlay(Image.new("RGB", shown.size, "olive"), heatmap, 0.6, (22 * factor, 0, 38 * factor, shown.height))
+    assert np.array_equal(np.asarray(shown), np.asarray(expected))
+
+
+def test_broken_weights_are_one_sentence(cropping, photo, tmp_path):
+    from vitrail.modeling import ViTForImageClassification
+
+    network = ViTForImageClassification.from_pretrained(cropping)
+    with torch.no_grad():
+        network.vit.layers[0].attention.q_proj.weight[0] = torch.nan
+    network.save_pretrained(cropping)
+    with pytest.raises(AppError, match="its weights hold NaN or overflow"):
+        ask(cropping, photo, tmp_path)
+
+
 def test_an_unreadable_file_is_one_sentence(address, tmp_path):
     path = tmp_path / "broken.png"
     path.write_bytes(b"not a picture")
