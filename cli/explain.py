@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 
-_OF_A_CLASS = {"relevance": "chefer", "gradient_rollout": "gradient_rollout"}
+_OF_A_CLASS = ["relevance", "gradient_rollout"]
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
             out = layer_attention(model, pixels)
             heatmap = out.heatmap[0].mean(0)
         else:
-            out = relevance(model, pixels, target, _OF_A_CLASS[method])
+            out = relevance(model, pixels, target, "chefer" if method == "relevance" else "gradient_rollout")
             heatmap = out.heatmap[0]
         overlay(image, heatmap, region=region).save(picture)
         if arguments.all_layers:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from vitrail.modeling import InputError, ObservedAttention, ViTConfig, ViTModel
 
 
-# Attention weights computed at a time: on a CPU 2 MB, which stay in its cache.
-_BLOCK_ELEMENTS_CPU = 2**19
+# Attention weights computed at a time: on a CPU 4 MB, which stay in its cache.
+_BLOCK_ELEMENTS_CPU = 2**20
 _BLOCK_ELEMENTS = 2**25
 
 
@@ -90,7 +91,7 @@ def config_of(model: PreTrainedModel) -> ViTConfig:
     vit = vit_of(model)
     if vit.training:
         raise InputError("The model is in training mode, where dropout makes attention random; call model.eval().")
-    return vit.config
+    return cast("ViTConfig", vit.config)
 
 
 def observed_layers(
@@ -100,13 +101,14 @@ def observed_layers(
     config = config_of(model)
     layers: list[LayerScores] = []
     outputs = observed_call(model, pixel_values, lambda _, attention: layers.append(attention[:4]))
-    pooled = None
-    # The head of masked patch prediction reads every patch, whatever is pooled.
-    pooling = "mean" if "bool_masked_pos" in outputs else config.pooling
-    if config.pooling == "attention":
-        own = torch.cat([fuse(block.weights, head_fusion) for block in attention_blocks(*layers.pop())])  # (B, 1, N)
-        pooled = own / own.sum(-1, keepdim=True)
-    read = read_by_head(config, pooling, layers[0][0], pooled)
+    pooling = layers.pop() if config.pooling == "attention" else None
+    if "bool_masked_pos" in outputs:  # the head of masked patch prediction reads every patch, whatever is pooled
+        read = read_by_head(config, "mean", layers[0][0])
+    elif pooling is None:
+        read = read_by_head(config, config.pooling, layers[0][0])
+    else:
+        fused = torch.cat([fuse(block.weights, head_fusion) for block in attention_blocks(*pooling)])  # (B, 1, N)
+        read = F.pad(fused / fused.sum(-1, keepdim=True), (config.num_prefix_tokens, 0))
     return outputs.get("logits"), layers, read
 
 
@@ -154,23 +156,18 @@ def fuse(weights: torch.Tensor, head_fusion: HeadFusion) -> torch.Tensor:
     return weights.amax(1) if head_fusion == "max" else weights.amin(1)
 
 
-def read_by_head(
-    config: ViTConfig, pooling: str, tokens: torch.Tensor, pooled: torch.Tensor | None = None
-) -> torch.Tensor:
+def read_by_head(config: ViTConfig, pooling: str, tokens: torch.Tensor) -> torch.Tensor:
     """The tokens that the head reads, (B, 1, t) with sum 1; of the T tokens those after the first t are not read.
 
     Args:
         config: of the model.
-        pooling: `config.pooling`, or "mean" for a head that reads every patch.
+        pooling: `config.pooling`, or "mean" for a head that reads every patch; not "attention", which has its own.
         tokens: (B, k, T, D/k), for their number.
-        pooled: (B, 1, N), attention pooling's own attention to the patches.
     """
     batch, _, count, _ = tokens.shape
     prefix = config.num_prefix_tokens
     read = tokens.new_zeros(batch, 1, prefix if pooling == "token" else count, dtype=torch.float32)
-    if pooling == "attention":
-        read[..., prefix:] = pooled
-    elif pooling != "token":
+    if pooling != "token":
         read[..., prefix:] = 1 / (count - prefix)
     elif config.use_distillation_head:
         read[..., :2] = 0.5
