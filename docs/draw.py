@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/seeing.md, from DINOv2 and some photographs.
+"""Draws the pictures of docs/seeing.md, from DINOv2 and some photographs, and prints its table of artefacts.
 
 python docs/draw.py --model facebook/dinov2-small photos/*.jpg
 """
@@ -12,7 +12,15 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vitrail.inspection import attention_rollout, depth_figure, figure_7, overlay, relevance, rollout_by_depth
+from vitrail.inspection import (
+    attention_rollout,
+    depth_figure,
+    figure_7,
+    layer_attention,
+    overlay,
+    relevance,
+    rollout_by_depth,
+)
 from vitrail.modeling import ViTForImageClassification, ViTImageProcessor, ViTModel, read_image
 
 
@@ -39,17 +47,24 @@ def telling_apart(model: str, photographs: list[torch.Tensor]) -> ViTForImageCla
 
 
 def methods_figure(model: str, images: list[Image.Image]) -> Figure:
-    """Photographs in columns, what four methods say of them below."""
+    """Photographs in columns, what some methods say of them below; of all is printed how far their peaks stand out."""
     photographs = [prepared(model, image) for image in images]
     classifier = telling_apart(model, photographs)
     rows = {"input": images}
+    print(f"| peak over mean | {' | '.join(f'photograph {i + 1}' for i in range(len(images)))} |")
+    print("|---" * (len(images) + 1) + "|")
     for name, heatmap_of in {
         "rollout": lambda pixels, _: attention_rollout(classifier, pixels).heatmap,
-        "rollout,\nmin fusion": lambda pixels, _: attention_rollout(classifier, pixels, "min").heatmap,
+        "rollout, discard_ratio 0.9": lambda pixels, _: attention_rollout(classifier, pixels, "mean", 0.9).heatmap,
+        "rollout, max fusion": lambda pixels, _: attention_rollout(classifier, pixels, "max").heatmap,
+        "rollout, min fusion": lambda pixels, _: attention_rollout(classifier, pixels, "min").heatmap,
+        "last layer's attention": lambda pixels, _: layer_attention(classifier, pixels).heatmap.mean(1),
         "relevance": lambda pixels, index: relevance(classifier, pixels, index).heatmap,
     }.items():
         maps = [heatmap_of(pixels, index)[0] for index, pixels in enumerate(photographs)]
-        rows[name] = [overlay(image, heatmap) for image, heatmap in zip(images, maps)]
+        print(f"| {name} | {' | '.join(f'{(heatmap.max() / heatmap.mean()):.0f}' for heatmap in maps)} |")
+        if name in ("rollout", "rollout, min fusion", "relevance"):
+            rows[name] = [overlay(image, heatmap) for image, heatmap in zip(images, maps)]
     widths = [image.width / image.height for image in images]
     figure = Figure(figsize=(10, 10 * len(rows) / sum(widths)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
@@ -58,7 +73,7 @@ def methods_figure(model: str, images: list[Image.Image]) -> Figure:
             axis.imshow(picture)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        axes[0].set_ylabel(name, fontsize=12)
+        axes[0].set_ylabel(name.replace(", ", ",\n"), fontsize=12)
     return figure
 
 
