@@ -15,6 +15,8 @@ from vitrail.inspection.observation import (
     observed_call,
     observed_layers,
     patch_grids,
+    product,
+    uncompiled,
 )
 from vitrail.modeling import InputError, ObservedAttention
 
@@ -22,8 +24,8 @@ from vitrail.modeling import InputError, ObservedAttention
 def attention_maps(
     model: PreTrainedModel,
     pixel_values: torch.Tensor,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
+    heads: int | Sequence[int] | None = None,
 ) -> torch.Tensor:
     """The attention of single layers and heads, A of the paper's Eq. 6, from one forward call on any backend.
 
@@ -42,8 +44,8 @@ def attention_maps(
             or the images or weights hold NaN.
     """
     config = config_of(model)
-    wanted = _indices(layers, config.num_hidden_layers, "layers")
-    kept = _indices(heads, config.num_attention_heads, "heads")
+    wanted = _indices(layers, config.num_hidden_layers, "layer")
+    kept = _indices(heads, config.num_attention_heads, "head")
     maps: list[torch.Tensor] = []
 
     def observe(index: int, attention: ObservedAttention) -> None:
@@ -56,8 +58,7 @@ def attention_maps(
             for images, queries, weights in attention_blocks(query[:, kept], key[:, kept], scaling, bias):
                 maps[0][images, place, :, queries] = weights
 
-    # A compiled model would take the observer into its graph: it runs uncompiled here.
-    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+    with uncompiled(), torch.no_grad():
         observed_call(model, pixel_values, observe)
     check_finite(maps[0], pixel_values)
     return maps[0]
@@ -79,16 +80,16 @@ def layer_attention(model: PreTrainedModel, pixel_values: torch.Tensor, layer: i
         InputError: there is no such layer, or as `attention_rollout`.
     """
     config = config_of(model)
-    (index,) = _indices([layer], config.num_hidden_layers, "layer")
+    (index,) = _indices(layer, config.num_hidden_layers, "layer")
     logits, layers, read = observed_layers(model, pixel_values, "mean")
     batch, heads, tokens, _ = layers[index][0].shape
     rows = read.new_zeros(batch, heads, tokens)
     for images, queries, weights in attention_blocks(*layers[index], num_queries=read.shape[2]):
-        rows[images] += (read[images, None, :, queries] @ weights)[:, :, 0]
+        rows[images] += product(read[images, None, :, queries], weights)[:, :, 0]
     return HeatmapOutput(logits, patch_grids(rows, config, pixel_values))
 
 
-def _indices(chosen: Sequence[int] | None, count: int, name: str) -> list[int]:
+def _indices(chosen: int | Sequence[int] | None, count: int, name: str) -> list[int]:
     """Which of `count` things called `name` are chosen, from 0.
 
     Raises:
@@ -96,7 +97,8 @@ def _indices(chosen: Sequence[int] | None, count: int, name: str) -> list[int]:
     """
     if chosen is None:
         return list(range(count))
+    chosen = [chosen] if isinstance(chosen, int | float | str) else chosen
     for index in chosen:
-        if not -count <= index < count:
-            raise InputError(f"{name} {index} is not there; the model has 0 to {count - 1}.")
+        if not isinstance(index, int) or not -count <= index < count:
+            raise InputError(f"There is no {name} {index!r}; the model has {name}s 0 to {count - 1}.")
     return [index % count for index in chosen]

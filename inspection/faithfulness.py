@@ -91,7 +91,8 @@ def faithfulness(
         steps: into how many equal parts the pixels are divided; a multiple of 10.
         random_draws: how many maps of noise are drawn for each image; their mean is the random control.
         batch_size: images a forward call.
-        seed: of the noise. An image's noise depends on its place in the batch, not on the other images.
+        seed: of the noise. An image's noise depends on its place in the batch and the number of maps, not on the other
+            images.
 
     Raises:
         InputError: an argument is out of its range or misshapen, the model has no class logits or is in training mode,

@@ -166,7 +166,7 @@ def predictions_figure(
     places = _one_each(
         images, regions, heatmaps=heatmaps, predictions=predictions, probabilities=probabilities, truths=truths
     )
-    figure = Figure(figsize=(1.5 * len(images), 3.6), layout="constrained")
+    figure = Figure(figsize=(max(1.5 * len(images), 5.5), 3.6), layout="constrained")
     columns = figure.subplots(2, len(images), squeeze=False).T
     for (above, below), image, heatmap, prediction, probability, truth, region in zip(
         columns, images, heatmaps, predictions, probabilities, truths, places
@@ -186,7 +186,7 @@ def _strip(image: Image.Image, maps: np.ndarray, names: Sequence[str], region: R
     per_row = min(_PER_ROW, 1 + len(maps))
     rows = -(-(1 + len(maps)) // per_row)
     panel = min(2, (_WIDTH - 0.9) / per_row)  # inches, beside the colour bar
-    height = rows * (panel * image.height / image.width + 0.42) + 0.45
+    height = rows * (panel * min(image.height / image.width, 3) + 0.42) + 0.45
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, per_row, squeeze=False)
     for axis in axes.flat:
@@ -203,7 +203,7 @@ def _strip(image: Image.Image, maps: np.ndarray, names: Sequence[str], region: R
 
 def _panel(axis: Axes, image: Image.Image, title: str, fontsize: int = 9, color: str = "black") -> None:
     axis.imshow(image)
-    axis.set_title(title, fontsize=fontsize, color=color)
+    axis.set_title(title, fontsize=fontsize, color=color, parse_math=False)  # a class may be called $x^$
     axis.set_axis_off()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -18,6 +20,7 @@ from vitrail.modeling import InputError, ObservedAttention, ViTConfig, ViTModel
 _BLOCK_ELEMENTS_CPU = 2**20
 _BLOCK_ELEMENTS = 2**25
 
+_UNCOMPILED = threading.RLock()
 
 HeadFusion = Literal["mean", "max", "min"]
 
@@ -92,6 +95,22 @@ def config_of(model: PreTrainedModel) -> ViTConfig:
     if vit.training:
         raise InputError("The model is in training mode, where dropout makes attention random; call model.eval().")
     return cast("ViTConfig", vit.config)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Compiled models run as if they were not, because they would take an observer that computes into their graph.
+
+    One thread at a time, for what PyTorch switches here is switched for the whole process.
+    """
+    with _UNCOMPILED, torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left @ right in their own precision, also where the model runs under autocast."""
+    with torch.autocast(left.device.type, enabled=False):
+        return left @ right
 
 
 def observed_layers(
@@ -201,4 +220,4 @@ def check_finite(values: torch.Tensor, pixel_values: torch.Tensor) -> None:
         return
     if not torch.isfinite(pixel_values).all():
         raise InputError("pixel_values hold NaN or infinite values; prepare the images with the model's processor.")
-    raise InputError("The model's attention is NaN, though its images are finite: its weights hold NaN or overflow.")
+    raise InputError("The map holds NaN, though the images are finite: the model's weights hold NaN, or overflow.")

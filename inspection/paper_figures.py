@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from vitrail.inspection.observation import attention_blocks, check_finite, config_of, observed_call, vit_of
+from vitrail.inspection.observation import attention_blocks, check_finite, config_of, observed_call, uncompiled, vit_of
 from vitrail.modeling import InputError, ObservedAttention
 
 
@@ -86,9 +86,9 @@ def attention_distance(model: PreTrainedModel, pixel_values: torch.Tensor) -> to
         bias = None if bias is None else bias[:, :, prefix:, prefix:]
         for _, queries, weights in attention_blocks(query, key, scaling, bias):
             pixels = torch.cdist(centres[queries], centres).to(weights)
-            distances[layer] += torch.einsum("bkqn,qn->k", weights, pixels).cpu()
+            distances[layer] += (weights * pixels).sum((0, 2, 3)).cpu()
 
-    with torch.compiler.set_stance("force_eager"):  # which would take the observer into its graph
+    with uncompiled():
         observed_call(model, pixel_values, observe)
     check_finite(distances, pixel_values)
     return (distances / (len(pixel_values) * len(centres))).float()

@@ -22,7 +22,9 @@ from vitrail.inspection.observation import (
     config_of,
     observed_call,
     patch_grids,
+    product,
     read_by_head,
+    uncompiled,
 )
 from vitrail.inspection.rollout import rows_times_normalised
 from vitrail.inspection.targets import targets_of
@@ -80,8 +82,9 @@ def relevance(
     if method not in get_args(RelevanceMethod):
         raise InputError(f"method is {method!r}; it must be 'chefer' or 'gradient_rollout'.")
     flow = _Flow(config, method)
-    # The backward pass stops at every layer, which a compiled model would not: it runs uncompiled here.
-    with torch.compiler.set_stance("force_eager"), torch.inference_mode(False), torch.enable_grad():
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise InputError("The weights were made under torch.inference_mode() and have no gradients; load them outside.")
+    with uncompiled(), torch.inference_mode(False), torch.enable_grad():
         pixels = pixel_values.detach().to(torch.promote_types(pixel_values.dtype, torch.float32), copy=True)
         pixels.requires_grad_()  # the weights may be frozen
         try:
@@ -135,7 +138,7 @@ class _Flow:
             return
         self.rows = rows.clone()
         for images, queries, fused in blocks:
-            self.rows[images] += rows[images, :, queries] @ fused
+            self.rows[images] += product(rows[images, :, queries], fused)
 
     def _pass_pooling(self, gradient: torch.Tensor) -> None:
         """Takes the gradient of attention pooling's output, (B, 1, k, D/k); nothing was recomputed since."""
@@ -149,6 +152,6 @@ class _Flow:
         query, key, scaling, bias, value, _ = self._latest
         gradient, value = gradient.float().transpose(1, 2), value.float().transpose(2, 3)
         for images, queries, weights in attention_blocks(query, key, scaling, bias, num_queries):
-            product = weights.mul_(gradient[images, :, queries] @ value[images])  # (images, k, queries, T)
-            fused = product.clamp_(min=0).mean(1) if self._method == "chefer" else product.mean(1).clamp_(min=0)
+            weights *= product(gradient[images, :, queries], value[images])  # (images, k, queries, T)
+            fused = weights.clamp_(min=0).mean(1) if self._method == "chefer" else weights.mean(1).clamp_(min=0)
             yield AttentionBlock(images, queries, fused)

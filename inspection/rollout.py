@@ -26,6 +26,7 @@ from vitrail.inspection.observation import (
     fuse,
     observed_layers,
     patch_grids,
+    product,
 )
 from vitrail.modeling import InputError, ViTConfig
 
@@ -137,8 +138,11 @@ class _Operator:
         tokens = query.shape[2]
         for image in range(len(query)):
             one = slice(image, image + 1)
-            blocks = self._fused((query[one], key[one], scaling, None if bias is None else bias[one]), tokens)
-            fused = torch.cat([block.weights for block in blocks], dim=1)
+            fused = query.new_empty(1, tokens, tokens, dtype=torch.float32)
+            for _, queries, rows in self._fused(
+                (query[one], key[one], scaling, None if bias is None else bias[one]), tokens
+            ):
+                fused[:, queries] = rows
             _discard_smallest(fused[0], self.discard_ratio, self.config.use_class_token)
             yield AttentionBlock(one, slice(0, tokens), fused)
 
@@ -153,7 +157,7 @@ def rows_times_normalised(
     result = torch.zeros_like(rows)
     for images, queries, fused in blocks:
         weights = rows[images, :, queries] / (fused.sum(-1) + residual_weight)[:, None]
-        result[images] += weights @ fused
+        result[images] += product(weights, fused)
         result[images, :, queries] += residual_weight * weights
     return result
 

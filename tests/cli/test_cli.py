@@ -245,7 +245,8 @@ def test_explain_of_a_model_without_a_head(tiny_model, images, tmp_path, capsys)
     assert main(arguments) == 0
     assert capsys.readouterr().out == f"{images[0]}\t{tmp_path}/heat.png\n"
     assert main([*arguments, "--method", "relevance"]) == 2
-    assert capsys.readouterr().err == "vitrail: ViTModel has no class logits; relevance is about a class.\n"
+    said = "has no head, hence no classes to explain; train it, or take rollout."
+    assert capsys.readouterr().err == f"vitrail: {tmp_path}/base {said}\n"
 
 
 def test_explain_goes_on_after_an_unreadable_image(model, images, tmp_path, capsys):
@@ -270,10 +271,36 @@ def test_explain_goes_on_after_an_unreadable_image(model, images, tmp_path, caps
             ["--target", "cat", "--method", "rollout"],
             "--method rollout is the same for every class; --target is for relevance.",
         ),
-        (["--heads", "3"], "layer 3 is not there; the model has 0 to 2."),
-        (["--discard_ratio", "1"], "discard_ratio is 1.0; it must be at least 0 and less than 1."),
+        (["--heads", "3"], "--heads is 3; the model has layers 0 to 2."),
+        (
+            ["--target", "cat", "--head_fusion", "min"],
+            "--head_fusion and --discard_ratio are of rollout, not of relevance.",
+        ),
+        (["--discard_ratio", "1"], "--discard_ratio is 1.0; it must be at least 0 and less than 1."),
     ],
 )
 def test_explain_says_what_is_wrong(model, images, tmp_path, capsys, flags, message):
     assert main(["explain", "--model", str(model), str(images[0]), "--output", str(tmp_path / "out"), *flags]) == 2
     assert capsys.readouterr().err == f"vitrail: {message}\n"
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_explain_goes_on_after_an_image_that_the_model_refuses(model, images, tmp_path, capsys):
+    ViTImageProcessor(size={"shortest_edge": 16}).save_pretrained(model)
+    Image.new("RGB", (16, 24)).save(images[1])
+    assert main(["explain", "--model", str(model), *map(str, images), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["green.png"]
+    assert f"vitrail: {images[0]}: The images are 16x24 pixels, but" in said.err
+
+
+def test_explain_a_class_by_its_number_where_names_are_equal(tiny_model, images, tmp_path, capsys):
+    tiny_model.config.id2label = {0: "ant", 1: "crane", 2: "cat", 3: "crane", 4: "7"}
+    tiny_model.save_pretrained(tmp_path / "model")
+    ViTImageProcessor(size={"height": 24, "width": 16}).save_pretrained(tmp_path / "model")
+    arguments = ["explain", "--model", str(tmp_path / "model"), str(images[0]), "--output", f"{tmp_path}/out.png"]
+    assert main([*arguments, "--target", "crane"]) == 2
+    assert "--target crane names 2 classes; give the number of one: [1, 3]." in capsys.readouterr().err
+    for target, label in {"3": "crane", "7": "7"}.items():
+        assert main([*arguments, "--target", target]) == 0
+        assert capsys.readouterr().out.split("\t")[1] == label

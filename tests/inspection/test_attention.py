@@ -62,9 +62,11 @@ def test_a_compiled_model_shows_its_maps(tiny_model, pixels):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": [3]}, "layers 3 is not there; the model has 0 to 2"),
-        ({"layers": [-4]}, "layers -4 is not there"),
-        ({"heads": [0, 4]}, "heads 4 is not there; the model has 0 to 3"),
+        ({"layers": [3]}, "There is no layer 3; the model has layers 0 to 2"),
+        ({"layers": [-4]}, "There is no layer -4"),
+        ({"layers": [1.5]}, "There is no layer 1.5"),
+        ({"layers": "1"}, "There is no layer '1'"),
+        ({"heads": [0, 4]}, "There is no head 4; the model has heads 0 to 3"),
     ],
 )
 def test_what_is_not_there_is_named(tiny_model, pixels, arguments, message):

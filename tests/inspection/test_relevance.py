@@ -1,6 +1,7 @@
 """Relevance against autograd through eager attention, all matrices in float64."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -111,6 +112,27 @@ def test_nothing_of_the_model_or_of_the_callers_mode_changes(tiny_model, pixels)
 def test_a_compiled_model_is_explained(tiny_model, pixels):
     compiled = torch.compile(tiny_model, backend="aot_eager")
     torch.testing.assert_close(relevance(compiled, pixels).heatmap, relevance(tiny_model, pixels).heatmap)
+
+
+def test_threads_leave_compilation_as_it_was(tiny_model, pixels):
+    with ThreadPoolExecutor(4) as pool:
+        maps = list(pool.map(lambda _: relevance(tiny_model, pixels).heatmap, range(16)))
+    assert all(torch.equal(heatmap, maps[0]) for heatmap in maps)
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    torch.compile(torch.nn.Linear(2, 2), backend=backend)(torch.zeros(1, 2))
+    assert compilations
+
+
+def test_weights_without_gradients_are_named(build, pixels):
+    with torch.inference_mode():
+        model = build("plain")
+    with pytest.raises(InputError, match=r"made under torch.inference_mode\(\) and have no gradients"):
+        relevance(model, pixels)
 
 
 def test_images_do_not_mix(tiny_model, pixels):

@@ -6,10 +6,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.inspection import attention_rollout, rollout_by_depth
-from vitrail.inspection.observation import AttentionBlock
-from vitrail.inspection.rollout import rows_times_normalised
-from vitrail.modeling import InputError, ViTBackbone, ViTForMaskedPatchPrediction
+from vitrail.inspection import attention_maps, attention_rollout, rollout_by_depth
+from vitrail.inspection.rollout import _Operator
+from vitrail.modeling import InputError, ViTBackbone, ViTConfig, ViTForMaskedPatchPrediction
 
 
 def fuse(heads, head_fusion):
@@ -142,22 +141,35 @@ def test_a_backbone_reads_what_it_pools(build, pixels, case):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    attention=st.integers(0, 2**31).map(
-        lambda seed: torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(seed)).mul(8).softmax(-1)
-    ),
-    discarded=st.floats(0, 0.9),
+    seed=st.integers(0, 2**31),
+    sharpness=st.floats(0.01, 30),
+    head_fusion=st.sampled_from(["mean", "max", "min"]),
+    discard_ratio=st.floats(0, 0.99),
     residual_weight=st.floats(1e-3, 1e3),
+    has_class_token=st.booleans(),
 )
-def test_rows_of_every_operator_sum_to_one(attention, discarded, residual_weight):
+def test_rows_of_every_operator_sum_to_one(
+    seed, sharpness, head_fusion, discard_ratio, residual_weight, has_class_token
+):
     """Whatever was discarded, and for any weight of the residual: each row of I goes through as a distribution."""
-    fused = attention.amax(1)
-    fused = fused * (fused >= fused.flatten(1).quantile(discarded, dim=1)[:, None, None])
-    blocks = iter(
-        [AttentionBlock(slice(0, 2), slice(0, 3), fused[:, :3]), AttentionBlock(slice(0, 2), slice(3, 5), fused[:, 3:])]
-    )
-    operator = rows_times_normalised(torch.eye(5).expand(2, -1, -1), blocks, residual_weight)
-    assert (operator >= 0).all()
-    torch.testing.assert_close(operator.sum(-1), torch.ones(2, 5))
+    config = ViTConfig(use_class_token=has_class_token, pooling="mean", num_prefix_positions=None)
+    query, key = torch.randn(2, 2, 3, 5, 4, generator=torch.Generator().manual_seed(seed))
+    operator = _Operator(config, head_fusion, discard_ratio, residual_weight)
+    rows = operator.applied_to(torch.eye(5).expand(2, -1, -1), (query, key, sharpness, None))
+    assert (rows >= 0).all()
+    torch.testing.assert_close(rows.sum(-1), torch.ones(2, 5))
+
+
+def test_autocast_is_for_the_model_alone(tiny_model, pixels):
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attention_rollout(tiny_model, pixels)
+        with torch.no_grad():
+            assert torch.equal(out.logits, tiny_model(pixels).logits)
+        maps = attention_maps(tiny_model, pixels)
+    rows = torch.eye(7, dtype=torch.float64)
+    for attention in maps.double().mean(2).unbind(1):
+        rows = (attention + torch.eye(7)) / 2 @ rows
+    torch.testing.assert_close(out.heatmap.flatten(1).double(), rows[:, 0, 1:], atol=1e-7, rtol=1e-5)
 
 
 @pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
@@ -244,5 +256,5 @@ def test_nan_is_traced_to_images_or_weights(tiny_model, pixels):
         attention_rollout(tiny_model, pixels.index_fill(3, torch.tensor(5), torch.nan))
     with torch.no_grad():
         tiny_model.vit.layers[1].attention.q_proj.weight[0, 0] = torch.nan
-    with pytest.raises(InputError, match="its weights hold NaN"):
+    with pytest.raises(InputError, match="the model's weights hold NaN"):
         attention_rollout(tiny_model, pixels)
