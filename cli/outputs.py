@@ -41,10 +41,9 @@ def output_paths(paths: list[Path], output: Path, companions: list[str]) -> dict
     if not _all_differ(pictures, companions):
         raise InputError("Two images would be written to one picture; explain them one by one, each with its --output.")
     read = {image.resolve() for image in images}
-    for picture in pictures.values():
-        for written in _written(picture, companions):
-            if written.resolve() in read:
-                raise InputError(f"--output {output} would overwrite the image {written}; give another name.")
+    for written in (path for picture in pictures.values() for path in _written(picture, companions)):
+        if written.resolve() in read:
+            raise InputError(f"--output {output} would overwrite the image {written}; give another name.")
     try:
         for folder in {picture.parent for picture in pictures.values()}:
             folder.mkdir(parents=True, exist_ok=True)
