@@ -294,6 +294,15 @@ def test_explain_goes_on_after_an_image_that_the_model_refuses(model, images, tm
     assert f"vitrail: {images[0]}: The images are 16x24 pixels, but" in said.err
 
 
+def test_explain_points_out_artefacts(model, images, tmp_path, capsys, monkeypatch):
+    arguments = ["explain", "--model", str(model), *map(str, images), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert capsys.readouterr().err.count("outshine") == 0
+    monkeypatch.setattr("vitrail.cli.explain._ARTEFACT", 1.0)
+    assert main(arguments) == 0
+    assert capsys.readouterr().err.count("single patches outshine all others") == 1
+
+
 def test_explain_a_class_by_its_number_where_names_are_equal(tiny_model, images, tmp_path, capsys):
     tiny_model.config.id2label = {0: "ant", 1: "crane", 2: "cat", 3: "crane", 4: "7"}
     tiny_model.save_pretrained(tmp_path / "model")
