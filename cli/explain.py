@@ -135,7 +135,7 @@ def _explain(
         probabilities = out.logits[0].float().softmax(-1)
         explained = int(probabilities.argmax()) if target is None else target
         facts |= {"label": model.config.labels[explained], "probability": probabilities[explained].item()}
-    peak = (heatmap.max() / heatmap.mean()).item()
+    peak = (heatmap.max() / heatmap.mean().clamp(min=1e-30)).item()  # a class may have nothing for it
     facts |= {"region": region, "peak_over_mean": peak, "grid": heatmap.tolist()}
     try:
         overlay(image, heatmap, region=region).save(picture)
