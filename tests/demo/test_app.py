@@ -119,7 +119,7 @@ def test_broken_weights_are_one_sentence(cropping, photo, tmp_path):
     with torch.no_grad():
         network.vit.layers[0].attention.q_proj.weight[0] = torch.nan
     network.save_pretrained(cropping)
-    with pytest.raises(AppError, match="its weights hold NaN or overflow"):
+    with pytest.raises(AppError, match="the model's weights hold NaN, or overflow"):
         ask(cropping, photo, tmp_path)
 
 
