@@ -3,7 +3,6 @@
 vitrail train --dataset digits --output_dir runs/digits
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,30 +11,19 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from PIL import Image
 from transformers import set_seed
-from transformers.image_utils import SizeDict
 from transformers.trainer_utils import get_last_checkpoint
 
-from vitrail.inspection import attention_rollout, predictions_figure
-from vitrail.modeling import (
-    InputError,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTForMaskedPatchPrediction,
-    ViTImageProcessor,
-    read_image,
-)
+from vitrail.modeling import InputError, ViTForImageClassification
 from vitrail.modeling.configuration_vit import VARIANTS
 from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
 from vitrail.training.augmentation import EvaluationTransform, TrainingTransform, class_labels, color_labels
+from vitrail.training.building import build_model
 from vitrail.training.card import Provenance
 from vitrail.training.data import load_images, load_splits, with_validation
 from vitrail.training.metrics import compute_metrics
+from vitrail.training.pictures import save_samples
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
-
-
-_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -82,10 +70,10 @@ def train(argv: Sequence[str]) -> TrainingResult:
     splits = _subsample(splits, data_arguments, arguments.seed)
     images = {str(split): len(rows) for split, rows in splits.items()}
     if classifying:
-        model, processor = _build(model_arguments, splits["train"].features["label"].names)
+        model, processor = build_model(model_arguments, splits["train"].features["label"].names)
         labels, trainer_class = class_labels, partial(ViTTrainer, compute_metrics=compute_metrics)
     else:
-        model, processor = _build(model_arguments, None)
+        model, processor = build_model(model_arguments, None)
         labels, trainer_class = partial(color_labels, patch_shape=model.config.patch_shape), MaskedPatchTrainer
 
     evaluation, training = EvaluationTransform(processor, labels), TrainingTransform(processor, data_arguments, labels)
@@ -113,7 +101,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
     trainer.save_metrics("all", metrics, combined=False)
     samples = []
     if isinstance(model, ViTForImageClassification):
-        samples = _save_samples(model, processor, splits["validation"], output_dir)
+        samples = save_samples(model, processor, splits["validation"], output_dir)
     trainer.create_model_card()
     if arguments.push_to_hub:
         trainer.push_to_hub()
@@ -137,58 +125,6 @@ def _subsample(splits: DatasetDict, arguments: DataArguments, seed: int) -> Data
         "train": arguments.max_train_samples
     }
     return DatasetDict({split: at_most(rows, limits[split]) for split, rows in splits.items()})
-
-
-def _build(
-    arguments: ModelArguments, labels: list[str] | None
-) -> tuple[ViTForImageClassification | ViTForMaskedPatchPrediction, ViTImageProcessor]:
-    """A classifier of these labels, or without any a model for masked patch prediction, and its processor."""
-    if arguments.model is None:
-        raise InputError(f"Say what to train with --model: a Hub id, a folder, or a variant of {', '.join(VARIANTS)}.")
-    model_class = ViTForMaskedPatchPrediction if labels is None else ViTForImageClassification
-    fields = _overrides(arguments)
-    if labels is not None:
-        fields |= {
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: index for index, label in enumerate(labels)},
-        }
-    looks_like_variant = len(arguments.model.split("/")) == 2 and arguments.model.split("/")[1].isdecimal()
-    if arguments.model in VARIANTS or (looks_like_variant and not Path(arguments.model).exists()):
-        model = model_class(ViTConfig.from_variant(arguments.model, **fields))
-        processor = ViTImageProcessor(num_channels=model.config.num_channels)
-    else:
-        model = model_class.from_pretrained(arguments.model, **fields)
-        processor = ViTImageProcessor.from_pretrained(arguments.model)
-        before = ViTConfig.from_pretrained(arguments.model, image_size=model.config.image_size).labels
-        if isinstance(model, ViTForImageClassification) and before != model.config.labels:
-            model.reset_head()  # which may have had as many classes, but others or in another order
-    if processor.num_channels != model.config.num_channels:
-        raise InputError(
-            f"{arguments.model} has a model of {model.config.num_channels} channels, but prepares images of "
-            f"{processor.num_channels}; save a ViTImageProcessor(num_channels={model.config.num_channels}) there."
-        )
-    height, width = model.config.image_shape
-    if processor.output_size != (height, width):  # then the image is fitted, by default squashed, to the model's size
-        size = SizeDict(height=height, width=width)
-        if processor.fit == "crop" and height == width:
-            processor.size, processor.crop_size = SizeDict(shortest_edge=height), size
-        else:
-            processor.size, processor.do_center_crop = size, False
-    return model, processor
-
-
-def _overrides(arguments: ModelArguments) -> dict:
-    try:
-        fields = json.loads(arguments.config_overrides or "{}")
-    except json.JSONDecodeError as error:
-        raise InputError(f"config_overrides is not JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"config_overrides must be a JSON object like '{{\"num_hidden_layers\": 6}}', not {fields}.")
-    unknown = fields.keys() - ViTConfig().to_dict().keys()
-    if unknown:
-        raise InputError(f"config_overrides sets {sorted(unknown)[0]!r}, which is no field of ViTConfig.")
-    sizes = {"image_size": arguments.image_size, "patch_size": arguments.patch_size}
-    return fields | {name: size for name, size in sizes.items() if size is not None}
 
 
 def _provenance(model: ModelArguments, data: DataArguments, images: dict[str, int]) -> Provenance:
@@ -215,28 +151,3 @@ def _checkpoint(arguments: ViTTrainingArguments) -> str | None:
     if resume is not None and not (Path(resume) / "trainer_state.json").is_file():
         raise InputError(f"There is no checkpoint {resume} to resume from; `last` takes the newest one.")
     return resume
-
-
-def _save_samples(
-    model: ViTForImageClassification, processor: ViTImageProcessor, rows: Dataset, output_dir: Path
-) -> list[Path]:
-    """Saves a few held-out images, and a figure of what the model says and where it looks."""
-    names = rows.features["label"].names
-    chosen: dict[str, list] = rows.shuffle(seed=0)[:_SAMPLES]
-    images = [read_image(image["bytes"] or image["path"]) for image in chosen["image"]]
-    truths = [names[label] for label in chosen["label"]]
-    model.eval()
-    out = attention_rollout(model, processor(images, return_tensors="pt").pixel_values.to(model.device))
-    assert out.logits is not None  # a classifier has them
-    best = out.logits.float().softmax(-1).max(-1)
-    predictions = [names[index] for index in best.indices.tolist()]
-    regions = [processor.seen_region(*image.size) for image in images]
-    figure = predictions_figure(images, out.heatmap, predictions, best.values.tolist(), truths, regions)
-    figure.savefig(output_dir / "samples_with_rollout.png", dpi=120)
-    return [_save_sample(image, output_dir / "samples" / f"{i}.png") for i, image in enumerate(images)]
-
-
-def _save_sample(image: Image.Image, path: Path) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    image.save(path)
-    return path
