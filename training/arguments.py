@@ -16,6 +16,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from vitrail.modeling import InputError
 from vitrail.modeling.configuration_vit import VARIANTS
+from vitrail.training.precision import has_fast_bf16
 
 
 _RECIPES = resources.files("vitrail.training.recipes")
@@ -104,6 +105,10 @@ class ViTTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate's way down."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share when below 1."})
     weight_decay: float = field(default=0.01, metadata={"help": "Decoupled weight decay."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Compute in bfloat16 over float32 weights; by default where the hardware has it."},
+    )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images a step and device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images a step and device in evaluation."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
@@ -133,6 +138,9 @@ class ViTTrainingArguments(TrainingArguments):
         )
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False  # there is nothing to choose from
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and has_fast_bf16(self.use_cpu)
+        self.use_cpu |= not torch.accelerator.is_available()  # or TrainingArguments takes bfloat16 for a GPU's alone
         self.remove_unused_columns = False  # rows become tensors lazily, after the Trainer would look for its columns
         super().__post_init__()
         self.dataloader_pin_memory &= torch.accelerator.is_available()
@@ -180,6 +188,11 @@ def _require(holds: bool, sentence: str) -> None:
 
 
 class _Parser(HfArgumentParser):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        bf16 = self._option_string_actions["--bf16"]
+        bf16.nargs, bf16.const = "?", True  # HfArgumentParser forgets the bare flag where a bool may be None
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message[0].upper()}{message[1:]}; `vitrail train --help` lists the flags.")
 

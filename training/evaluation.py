@@ -14,6 +14,7 @@ from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProc
 from vitrail.training.augmentation import EvaluationTransform
 from vitrail.training.data import load_splits, split_name
 from vitrail.training.metrics import compute_metrics
+from vitrail.training.precision import choose_attention, has_fast_bf16
 
 
 def evaluate(
@@ -44,7 +45,10 @@ def evaluate(
             per_device_eval_batch_size=batch_size,
             remove_unused_columns=False,
             dataloader_pin_memory=torch.accelerator.is_available(),
+            bf16=has_fast_bf16(use_cpu=False),
+            use_cpu=not torch.accelerator.is_available(),
         )
+        choose_attention(network, arguments, network.config.sequence_length)
         trainer = Trainer(network, arguments, eval_dataset=cast(Any, rows), compute_metrics=compute_metrics)
         metrics = trainer.evaluate()
     return metrics | {"eval_split": split, "eval_samples": len(rows)}

@@ -23,6 +23,7 @@ from vitrail.training.card import Provenance
 from vitrail.training.data import load_images, load_splits, with_validation
 from vitrail.training.metrics import compute_metrics
 from vitrail.training.pictures import save_samples
+from vitrail.training.precision import choose_attention
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
 
@@ -75,6 +76,8 @@ def train(argv: Sequence[str]) -> TrainingResult:
     else:
         model, processor = build_model(model_arguments, None)
         labels, trainer_class = partial(color_labels, patch_shape=model.config.patch_shape), MaskedPatchTrainer
+
+    print(choose_attention(model, arguments, model.config.sequence_length))
 
     evaluation, training = EvaluationTransform(processor, labels), TrainingTransform(processor, data_arguments, labels)
     transforms = dict.fromkeys(splits, evaluation) | {"train": training}
