@@ -4,6 +4,8 @@ vitrail train --dataset digits --recipe digits --num_train_epochs 20
 """
 
 import math
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -25,6 +27,9 @@ RECIPE_NAMES = sorted(path.name.removesuffix(".yaml") for path in _RECIPES.iterd
 
 # What can be learned, and by which figures the best of a training can be chosen.
 OBJECTIVES = {"classification": ("accuracy", "f1_macro", "loss"), "masked-patch": ("accuracy", "loss")}
+
+_MOST_WORKERS = 8
+POLICIES = ("none", "randaugment", "trivialaugment")
 
 
 @dataclass
@@ -75,6 +80,26 @@ class DataArguments:
     rotation: float = field(default=0.0, metadata={"help": "Rotate by up to so many degrees."})
     scaling: float = field(default=0.0, metadata={"help": "Scale by up to this share, up and down."})
     translation: float = field(default=0.0, metadata={"help": "Shift by up to this share of the side."})
+    padding: int = field(default=0, metadata={"help": "Shift by up to so many whole pixels."})
+    policy: str = field(
+        default="none",
+        metadata={
+            "help": f"Random colours and distortions: {', '.join(POLICIES)}. They never mirror, but shear, shift and, "
+            "where that may change the label, rotate: randaugment by 9 degrees, trivialaugment by up to 135."
+        },
+    )
+    erasing: float = field(
+        default=0.0, metadata={"help": "Probability of painting over a random part (RandomErasing)."}
+    )
+    mixup: float = field(
+        default=0.0, metadata={"help": "Alpha of MixUp, which blends pairs of images and their labels; 0 is off."}
+    )
+    cutmix: float = field(
+        default=0.0,
+        metadata={
+            "help": "Alpha of CutMix, which pastes a part of one image into another; with MixUp, one of them a batch."
+        },
+    )
 
     def __post_init__(self):
         _require(0 < self.validation_fraction < 1, "validation_fraction must lie between 0 and 1")
@@ -85,6 +110,11 @@ class DataArguments:
         _require(self.rotation >= 0, "rotation must be at least 0")
         _require(0 <= self.scaling < 1, "scaling must be at least 0 and less than 1")
         _require(0 <= self.translation <= 1, "translation must lie between 0 and 1")
+        _require(self.padding >= 0, "padding must be at least 0")
+        _require(self.policy in POLICIES, f"policy must be one of {', '.join(POLICIES)}")
+        _require(0 <= self.erasing <= 1, "erasing must lie between 0 and 1")
+        _require(math.isfinite(self.mixup) and self.mixup >= 0, "mixup must be a number >= 0")
+        _require(math.isfinite(self.cutmix) and self.cutmix >= 0, "cutmix must be a number >= 0")
 
 
 @dataclass
@@ -121,12 +151,24 @@ class ViTTrainingArguments(TrainingArguments):
     )
     metric_for_best_model: str | None = field(default="accuracy", metadata={"help": "What best means."})
     logging_steps: float = field(default=0.05, metadata={"help": "Log every so many steps, or this share of all."})
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes that prepare images; by default one less than there are cores, at most "
+            f"{_MOST_WORKERS}, and none where all images are decoded ahead."
+        },
+    )
+    workers_given: bool = field(init=False, default=False)
 
     def __post_init__(self):
         _require(self.per_device_train_batch_size >= 1, "per_device_train_batch_size must be at least 1")
         _require(self.per_device_eval_batch_size >= 1, "per_device_eval_batch_size must be at least 1")
         _require(math.isfinite(self.learning_rate) and self.learning_rate >= 0, "learning_rate must be a number >= 0")
         _require(self.seed >= 0, "seed must be at least 0")
+        self.workers_given = self.dataloader_num_workers is not None
+        if self.dataloader_num_workers is None:
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # that share this machine's cores
+            self.dataloader_num_workers = max(0, min(usable_cores() // processes - 1, _MOST_WORKERS))
         _require(self.dataloader_num_workers >= 0, "dataloader_num_workers must be at least 0")
         _require(self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}")
         metrics = OBJECTIVES[self.objective]
@@ -179,7 +221,16 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         training.objective == "classification" or data.label_column is None,
         f"label_column is for classification; {training.objective} learns from the images alone",
     )
+    _require(
+        training.objective == "classification" or not (data.mixup or data.cutmix),
+        f"mixup and cutmix are for classification; {training.objective} has no labels to mix",
+    )
     return model, data, training
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _require(holds: bool, sentence: str) -> None:

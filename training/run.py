@@ -17,10 +17,17 @@ from transformers.trainer_utils import get_last_checkpoint
 from vitrail.modeling import InputError, ViTForImageClassification
 from vitrail.modeling.configuration_vit import VARIANTS
 from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
-from vitrail.training.augmentation import EvaluationTransform, TrainingTransform, class_labels, color_labels
+from vitrail.training.augmentation import (
+    EpochOfAugmentation,
+    EvaluationTransform,
+    TrainingTransform,
+    class_labels,
+    color_labels,
+)
 from vitrail.training.building import build_model
 from vitrail.training.card import Provenance
 from vitrail.training.data import load_images, load_splits, with_validation
+from vitrail.training.loading import Batches, as_it_is, settle_input
 from vitrail.training.metrics import compute_metrics
 from vitrail.training.pictures import save_samples
 from vitrail.training.precision import choose_attention
@@ -78,25 +85,28 @@ def train(argv: Sequence[str]) -> TrainingResult:
         labels, trainer_class = partial(color_labels, patch_shape=model.config.patch_shape), MaskedPatchTrainer
 
     print(choose_attention(model, arguments, model.config.sequence_length))
-
-    evaluation, training = EvaluationTransform(processor, labels), TrainingTransform(processor, data_arguments, labels)
-    transforms = dict.fromkeys(splits, evaluation) | {"train": training}
-    transformed: dict[Any, Any] = {split: rows.with_transform(transforms[split]) for split, rows in splits.items()}
+    evaluation = EvaluationTransform(processor, labels)
+    training = TrainingTransform(processor, data_arguments, labels, arguments.seed, model.config.num_labels)
+    batches: dict[Any, Any] = {split: Batches(rows, evaluation) for split, rows in splits.items()}
+    batches["train"] = Batches(splits["train"], training)
     try:
         trainer = trainer_class(
             model=model,
             args=arguments,
-            train_dataset=transformed["train"],
-            eval_dataset=transformed["validation"],
+            train_dataset=batches["train"],
+            eval_dataset=batches["validation"],
+            data_collator=as_it_is,
+            callbacks=[EpochOfAugmentation(training)],
             processing_class=processor,
             provenance=_provenance(model_arguments, data_arguments, images),
         )
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to, --push_to_hub and the like
         raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
+    print(settle_input(arguments, batches["train"], batches["validation"]))
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trained.metrics | trainer.evaluate()
-    if "test" in transformed:
-        metrics |= trainer.evaluate(transformed["test"], metric_key_prefix="test")
+    if "test" in batches:
+        metrics |= trainer.evaluate(batches["test"], metric_key_prefix="test")
 
     trainer.results = metrics
     trainer.save_model()
