@@ -15,6 +15,7 @@ from typing import Any, NoReturn, cast
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from vitrail.modeling import InputError
 from vitrail.modeling.configuration_vit import VARIANTS
@@ -44,6 +45,12 @@ class ModelArguments:
     )
     image_size: int | None = field(default=None, metadata={"help": "The side of the model's input in pixels."})
     patch_size: int | None = field(default=None, metadata={"help": "The side of a patch in pixels."})
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Leave out the last layer's branches this often, earlier ones' less."}
+    )
+    patch_dropout_prob: float | None = field(
+        default=None, metadata={"help": "The share of an image's patches left out in training."}
+    )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Other fields of ViTConfig as JSON, e.g. '{\"num_hidden_layers\": 6}'."}
     )
@@ -70,6 +77,9 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many random images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on at most so many random images."})
+    balanced_sampling: bool = field(
+        default=False, metadata={"help": "Repeat images of smaller classes until all are as large as the largest."}
+    )
     crop_scale: float = field(
         default=0.35,
         metadata={"help": "Random crops keep at least this share of the area; 1 squashes the whole image."},
@@ -139,6 +149,22 @@ class ViTTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Compute in bfloat16 over float32 weights; by default where the hardware has it."},
     )
+    layer_lr_decay: float = field(
+        default=1.0, metadata={"help": "The learning rate of a layer is this share of the next one's; 1 is no decay."}
+    )
+    muon_learning_rate: float | None = field(
+        default=None, metadata={"help": "Train the matrices of the layers by Muon at this rate, 0.02 for example."}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Evaluate and keep a moving average of the weights, with a decay of e.g. 0.999."},
+    )
+    class_weights: str | None = field(
+        default=None, metadata={"help": "'balanced' lets every class count alike in the training loss."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop when so many evaluations in a row were no better than the best."}
+    )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images a step and device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images a step and device in evaluation."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
@@ -164,6 +190,28 @@ class ViTTrainingArguments(TrainingArguments):
         _require(self.per_device_train_batch_size >= 1, "per_device_train_batch_size must be at least 1")
         _require(self.per_device_eval_batch_size >= 1, "per_device_eval_batch_size must be at least 1")
         _require(math.isfinite(self.learning_rate) and self.learning_rate >= 0, "learning_rate must be a number >= 0")
+        _require(0 < self.layer_lr_decay <= 1, "layer_lr_decay must be more than 0 and at most 1")
+        _require(
+            self.muon_learning_rate is None or (math.isfinite(self.muon_learning_rate) and self.muon_learning_rate > 0),
+            "muon_learning_rate must be a number > 0",
+        )
+        _require(self.ema_decay is None or 0 <= self.ema_decay < 1, "ema_decay must be at least 0 and less than 1")
+        _require(
+            self.ema_decay is None or not OptimizerNames(self.optim).value.startswith("schedule_free"),
+            "ema_decay does not go with a schedule-free --optim, which averages the weights itself",
+        )
+        _require(self.class_weights in (None, "balanced"), "class_weights must be 'balanced', or left out")
+        _require(0 <= self.label_smoothing_factor < 1, "label_smoothing_factor must be at least 0 and less than 1")
+        _require(
+            self.objective == "classification" or (not self.label_smoothing_factor and self.class_weights is None),
+            f"label_smoothing_factor and class_weights are for classification, not for {self.objective}",
+        )
+        patience = self.early_stopping_patience
+        _require(patience is None or patience >= 1, "early_stopping_patience must be at least 1")
+        _require(
+            patience is None or self.eval_strategy != "no",
+            "early_stopping_patience needs evaluations: --eval_strategy epoch or steps",
+        )
         _require(self.seed >= 0, "seed must be at least 0")
         self.workers_given = self.dataloader_num_workers is not None
         if self.dataloader_num_workers is None:
@@ -183,6 +231,8 @@ class ViTTrainingArguments(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16(self.use_cpu)
         self.use_cpu |= not torch.accelerator.is_available()  # or TrainingArguments takes bfloat16 for a GPU's alone
+        if patience is not None:
+            self.restore_callback_states_from_checkpoint = True  # or a resumed run would lose its patience later
         self.remove_unused_columns = False  # rows become tensors lazily, after the Trainer would look for its columns
         super().__post_init__()
         self.dataloader_pin_memory &= torch.accelerator.is_available()
@@ -194,15 +244,16 @@ _GROUPS: Any = (ModelArguments, DataArguments, ViTTrainingArguments)
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, ViTTrainingArguments]:
     """The command line, over the recipe, over the defaults.
 
-    Without `--recipe`, `--dataset digits` takes the recipe of that name and a variant to train from scratch takes
-    `scratch-small`; without `--output_dir`, the run goes to `runs/` and the data set's name.
+    Without `--recipe`, `--dataset digits` takes the recipe of that name, a variant to train from scratch takes
+    `scratch-small`, and a checkpoint `finetune`; without `--output_dir`, the run goes to `runs/` and the data set's
+    name.
 
     Raises:
         InputError: an unknown flag or recipe, or a value that does not fit.
     """
     parser = _Parser(_GROUPS, prog="vitrail train", allow_abbrev=False)
     given, _ = parser.parse_known_args(argv)
-    recipe = given.recipe or _default_recipe(given.dataset, given.model)
+    recipe = given.recipe or _default_recipe(given.dataset, given.model, given.objective)
     if recipe is not None:
         parser.set_defaults(**_read_recipe(recipe, {action.dest for action in parser._actions}), recipe=recipe)
     if given.output_dir is None:
@@ -224,6 +275,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     _require(
         training.objective == "classification" or not (data.mixup or data.cutmix),
         f"mixup and cutmix are for classification; {training.objective} has no labels to mix",
+    )
+    _require(
+        training.objective == "classification" or not data.balanced_sampling,
+        f"balanced_sampling is for classification; {training.objective} knows no classes",
     )
     return model, data, training
 
@@ -248,10 +303,12 @@ class _Parser(HfArgumentParser):
         raise InputError(f"{message[0].upper()}{message[1:]}; `vitrail train --help` lists the flags.")
 
 
-def _default_recipe(dataset: str, model: str | None) -> str | None:
-    if dataset == "digits" and model is None:
-        return "digits"
-    return "scratch-small" if model in VARIANTS else None
+def _default_recipe(dataset: str, model: str | None, objective: str) -> str | None:
+    if model is None:
+        return "digits" if dataset == "digits" else None
+    if model in VARIANTS:
+        return "scratch-small"
+    return "finetune" if objective == "classification" else None
 
 
 def _read_recipe(name: str, known: set[str]) -> dict:

@@ -24,10 +24,12 @@ from vitrail.training.augmentation import (
     class_labels,
     color_labels,
 )
+from vitrail.training.balancing import oversampled
 from vitrail.training.building import build_model
 from vitrail.training.card import Provenance
 from vitrail.training.data import load_images, load_splits, with_validation
 from vitrail.training.loading import Batches, as_it_is, settle_input
+from vitrail.training.loss import ClassificationLoss, balanced_class_weights
 from vitrail.training.metrics import compute_metrics
 from vitrail.training.pictures import save_samples
 from vitrail.training.precision import choose_attention
@@ -77,9 +79,17 @@ def train(argv: Sequence[str]) -> TrainingResult:
         print(said)
     splits = _subsample(splits, data_arguments, arguments.seed)
     images = {str(split): len(rows) for split, rows in splits.items()}
+    if data_arguments.balanced_sampling:
+        splits["train"] = oversampled(splits["train"], arguments.seed)
     if classifying:
         model, processor = build_model(model_arguments, splits["train"].features["label"].names)
-        labels, trainer_class = class_labels, partial(ViTTrainer, compute_metrics=compute_metrics)
+        weights = None
+        if arguments.class_weights == "balanced":
+            weights = balanced_class_weights(splits["train"]["label"][:], len(model.config.labels))
+        multi_label = model.config.problem_type == "multi_label_classification"
+        loss = ClassificationLoss(arguments.label_smoothing_factor, weights, multi_label)
+        labels = class_labels
+        trainer_class = partial(ViTTrainer, compute_metrics=compute_metrics, compute_loss_func=loss)
     else:
         model, processor = build_model(model_arguments, None)
         labels, trainer_class = partial(color_labels, patch_shape=model.config.patch_shape), MaskedPatchTrainer
