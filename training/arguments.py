@@ -5,6 +5,7 @@ vitrail train --dataset digits --recipe digits --num_train_epochs 20
 
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -141,6 +142,12 @@ class ViTTrainingArguments(TrainingArguments):
             "help": f"What is learned: {' or '.join(OBJECTIVES)}, which is pre-training on images without labels."
         },
     )
+    license: str | None = field(
+        default=None,
+        metadata={
+            "help": "The model's licence, for its card: a name of the Hub's like apache-2.0 (default: its base's)."
+        },
+    )
     learning_rate: float = field(default=1e-4, metadata={"help": "The peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate's way down."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share when below 1."})
@@ -219,6 +226,10 @@ class ViTTrainingArguments(TrainingArguments):
             self.dataloader_num_workers = max(0, min(usable_cores() // processes - 1, _MOST_WORKERS))
         _require(self.dataloader_num_workers >= 0, "dataloader_num_workers must be at least 0")
         _require(self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}")
+        _require(
+            self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license) is not None,
+            "license must be a name of the Hub's like apache-2.0, cc-by-4.0 or other",
+        )
         metrics = OBJECTIVES[self.objective]
         metric = (self.metric_for_best_model or "loss").removeprefix("eval_")
         _require(metric in metrics, f"metric_for_best_model must be one of {', '.join(metrics)} in {self.objective}")

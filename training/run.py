@@ -15,8 +15,7 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from vitrail.modeling import InputError, ViTForImageClassification
-from vitrail.modeling.configuration_vit import VARIANTS
-from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
+from vitrail.training.arguments import DataArguments, ViTTrainingArguments, parse_arguments
 from vitrail.training.augmentation import (
     EpochOfAugmentation,
     EvaluationTransform,
@@ -26,13 +25,13 @@ from vitrail.training.augmentation import (
 )
 from vitrail.training.balancing import oversampled
 from vitrail.training.building import build_model
-from vitrail.training.card import Provenance
 from vitrail.training.data import load_images, load_splits, with_validation
 from vitrail.training.loading import Batches, as_it_is, settle_input
 from vitrail.training.loss import ClassificationLoss, balanced_class_weights
-from vitrail.training.metrics import compute_metrics
-from vitrail.training.pictures import save_samples
+from vitrail.training.metrics import class_results, compute_metrics, judge
+from vitrail.training.pictures import save_judgements, save_samples
 from vitrail.training.precision import choose_attention
+from vitrail.training.provenance import provenance_of
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
 
@@ -48,7 +47,7 @@ class TrainingResult:
     """
 
     output_dir: Path
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
     images: dict[str, int]
     samples: list[Path]
 
@@ -87,9 +86,13 @@ def train(argv: Sequence[str]) -> TrainingResult:
         if arguments.class_weights == "balanced":
             weights = balanced_class_weights(splits["train"]["label"][:], len(model.config.labels))
         multi_label = model.config.problem_type == "multi_label_classification"
-        loss = ClassificationLoss(arguments.label_smoothing_factor, weights, multi_label)
         labels = class_labels
-        trainer_class = partial(ViTTrainer, compute_metrics=compute_metrics, compute_loss_func=loss)
+        trainer_class = partial(
+            ViTTrainer,
+            compute_loss_func=ClassificationLoss(arguments.label_smoothing_factor, weights, multi_label),
+            compute_metrics=partial(compute_metrics, num_labels=model.config.num_labels),
+            preprocess_logits_for_metrics=judge,
+        )
     else:
         model, processor = build_model(model_arguments, None)
         labels, trainer_class = partial(color_labels, patch_shape=model.config.patch_shape), MaskedPatchTrainer
@@ -108,15 +111,18 @@ def train(argv: Sequence[str]) -> TrainingResult:
             data_collator=as_it_is,
             callbacks=[EpochOfAugmentation(training)],
             processing_class=processor,
-            provenance=_provenance(model_arguments, data_arguments, images),
+            provenance=provenance_of(model_arguments, data_arguments, arguments, images),
         )
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to, --push_to_hub and the like
         raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
     print(settle_input(arguments, batches["train"], batches["validation"]))
-    trained = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trained.metrics | trainer.evaluate()
-    if "test" in batches:
-        metrics |= trainer.evaluate(batches["test"], metric_key_prefix="test")
+    metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+    held_out = {"validation": "eval", "test": "test"}
+    for split in [split for split in held_out if split in splits]:  # the last is the one that the pictures show
+        metrics |= trainer.evaluate(batches[split], metric_key_prefix=held_out[split])
+        if classifying:
+            classes = class_results(trainer.judgements, splits[split]["label"], model.config.labels)
+            metrics |= {f"{held_out[split]}_{name}": figures for name, figures in classes.items()}
 
     trainer.results = metrics
     trainer.save_model()
@@ -124,7 +130,9 @@ def train(argv: Sequence[str]) -> TrainingResult:
     trainer.save_metrics("all", metrics, combined=False)
     samples = []
     if isinstance(model, ViTForImageClassification):
-        samples = save_samples(model, processor, splits["validation"], output_dir)
+        shown = splits["test" if "test" in splits else "validation"]
+        samples = save_samples(model, processor, shown, output_dir)
+        trainer.pictures = save_judgements(model, processor, shown, trainer.judgements, output_dir)
     trainer.create_model_card()
     if arguments.push_to_hub:
         trainer.push_to_hub()
@@ -148,19 +156,6 @@ def _subsample(splits: DatasetDict, arguments: DataArguments, seed: int) -> Data
         "train": arguments.max_train_samples
     }
     return DatasetDict({split: at_most(rows, limits[split]) for split, rows in splits.items()})
-
-
-def _provenance(model: ModelArguments, data: DataArguments, images: dict[str, int]) -> Provenance:
-    local_data = data.dataset == "digits" or Path(data.dataset).exists()
-    base = None if model.model in VARIANTS else model.model
-    local_base = base is None or Path(base).exists()
-    return Provenance(
-        dataset="scikit-learn's handwritten digits" if data.dataset == "digits" else Path(data.dataset).name,
-        dataset_id=None if local_data else data.dataset,
-        base_model=Path(base).name if base and local_base else base,
-        base_model_id=None if local_base else base,
-        images=images,
-    )
 
 
 def _checkpoint(arguments: ViTTrainingArguments) -> str | None:

@@ -3,26 +3,32 @@
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from vitrail.modeling import InputError
+from vitrail.modeling import InputError, ViTImageProcessor
 from vitrail.training.arguments import ViTTrainingArguments
-from vitrail.training.card import Provenance, model_card
+from vitrail.training.card import model_card
 from vitrail.training.ema import WeightAverage
-from vitrail.training.metrics import compute_color_metrics, predicted_colors
+from vitrail.training.metrics import Judgements, compute_color_metrics, predicted_colors
 from vitrail.training.optimization import Muon, parameter_groups
+from vitrail.training.progress import Progress
+from vitrail.training.provenance import Provenance
 
 
 class ViTTrainer(Trainer):
-    """transformers' Trainer with a ViT's parameter groups, an average of the weights, and Vitrail's model card.
+    """transformers' Trainer with a ViT's parameter groups, an average of the weights, and Vitrail's card and progress.
 
     Attributes:
         results: the metrics of the weights as they are now, as the card reports them.
+        pictures: the files beside the card that show what these weights do.
+        method: rows of the card on how they came about, where that was not by training all of them.
+        remark: sentences of the card on the results.
         weight_average: while it trains with `ema_decay`; afterwards the model's weights are the average.
     """
 
@@ -32,8 +38,14 @@ class ViTTrainer(Trainer):
         with warnings.catch_warnings():  # of what `ClassificationLoss` can do
             warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label")
             super().__init__(**kwargs)
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+        self.add_callback(Progress())
         self.provenance = provenance
-        self.results: dict[str, float] = {}
+        self.results: dict[str, Any] = {}
+        self.pictures: list[str] = []
+        self.method: dict[str, str] = {}
+        self.remark = ""
+        self._evaluated: Any = None
         self.weight_average: WeightAverage | None = None
         self._initial_weights: dict[str, torch.Tensor] | None = None
         if self.args.ema_decay is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -97,9 +109,16 @@ class ViTTrainer(Trainer):
             self.weight_average = None
         return super()._finalize_training(*args, **kwargs)
 
+    @property
+    def judgements(self) -> Judgements:
+        """What the last evaluation kept of every image, if it went by `judge`."""
+        return Judgements(*self._evaluated)
+
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
         with self.weight_average.applied() if self.weight_average else nullcontext():
-            return super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(*args, **kwargs)
+        self._evaluated = output.predictions
+        return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves what evaluation measures; to a checkpoint also what training goes on from."""
@@ -111,7 +130,10 @@ class ViTTrainer(Trainer):
     def create_model_card(self, **kwargs) -> None:
         """Writes README.md; also called by the Trainer before every push."""
         if self.is_world_process_zero() and self.results:
-            card = model_card(self.accelerator.unwrap_model(self.model), self.args, self.provenance, self.results)
+            model = self.accelerator.unwrap_model(self.model)
+            remote_code = not (model.config.is_stock and cast(ViTImageProcessor, self.processing_class).is_stock)
+            story = (self.method, self.remark, self.pictures, remote_code)
+            card = model_card(model, self.args, self.provenance, self.state, self.results, *story)
             card.save(f"{self.args.output_dir}/README.md")
 
 
