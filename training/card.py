@@ -37,7 +37,7 @@ _TEXT = """---
 
 {results}
 
-These figures belong to the weights in this folder{selection}.
+These figures belong to the weights in this folder{selection}.{remark}
 
 ## Use
 
@@ -133,6 +133,8 @@ def model_card(
     arguments: ViTTrainingArguments,
     provenance: Provenance,
     metrics: dict[str, float],
+    method: dict[str, str],
+    remark: str,
 ) -> ModelCard:
     """The card of a trained model.
 
@@ -141,6 +143,8 @@ def model_card(
         arguments: how it was trained; `output_dir` gives the name unless `hub_model_id` does.
         provenance: what it was trained from and on.
         metrics: the final evaluation, keyed as the Trainer does: `eval_accuracy`, `test_loss`, ...
+        method: rows on how the weights came about, where that was not by training all of them.
+        remark: sentences on the results.
     """
     config, objective = model.config, _OBJECTIVES[arguments.objective]
     assert arguments.output_dir is not None  # parse_arguments sees to it
@@ -168,7 +172,7 @@ def model_card(
     origin = (
         f"It was fine-tuned from {provenance.base_model}" if provenance.base_model else "It was trained from scratch"
     )
-    best = arguments.load_best_model_at_end and arguments.metric_for_best_model
+    best = "epoch" in metrics and arguments.load_best_model_at_end and arguments.metric_for_best_model
     text = _TEXT.format(
         metadata=metadata,
         name=name,
@@ -189,7 +193,8 @@ def model_card(
         patch_width=config.patch_shape[1],
         height=config.image_shape[0],
         width_pixels=config.image_shape[1],
-        training=_training(arguments, provenance, metrics),
+        remark=f" {remark}" if remark else "",
+        training=_training(arguments, provenance, metrics, method),
     )
     return ModelCard(text)
 
@@ -203,17 +208,22 @@ def _results(splits: list[str], provenance: Provenance, metrics: dict[str, float
     return "\n".join(lines)
 
 
-def _training(arguments: ViTTrainingArguments, provenance: Provenance, metrics: dict[str, float]) -> str:
+def _training(
+    arguments: ViTTrainingArguments, provenance: Provenance, metrics: dict[str, float], method: dict[str, str]
+) -> str:
     hardware = torch.cuda.get_device_name() if arguments.device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    rows = {
-        "images": f"{provenance.images['train']:,}",
-        "epochs": f"{metrics['epoch']:g}",
-        "batch": f"{arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size}",
-        "optimiser": f"{OptimizerNames(arguments.optim).value}, learning rate {arguments.learning_rate:g}, "
-        f"weight decay {arguments.weight_decay:g}",
-        "schedule": f"{SchedulerType(arguments.lr_scheduler_type).value}, warm-up {arguments.warmup_steps:g}",
+    rows = {"images": f"{provenance.images['train']:,}", **method}
+    if "epoch" in metrics:  # else it took no steps
+        rows |= {
+            "epochs": f"{metrics['epoch']:g}",
+            "batch": f"{arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size}",
+            "optimiser": f"{OptimizerNames(arguments.optim).value}, learning rate {arguments.learning_rate:g}, "
+            f"weight decay {arguments.weight_decay:g}",
+            "schedule": f"{SchedulerType(arguments.lr_scheduler_type).value}, warm-up {arguments.warmup_steps:g}",
+        }
+    rows |= {
         "recipe": arguments.recipe or "none",
-        "seed": arguments.seed,
+        "seed": f"{arguments.seed}",
         "time": f"{metrics['train_runtime']:.0f} s on {hardware}",
         "software": f"transformers {transformers.__version__}, PyTorch {torch.__version__}, "
         f"Python {platform.python_version()}",

@@ -3,7 +3,7 @@
 vitrail train --dataset digits --output_dir runs/digits
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,15 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from vitrail.modeling import InputError, ViTForImageClassification
 from vitrail.modeling.configuration_vit import VARIANTS
-from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
+from vitrail.training.arguments import FROZEN, DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
 from vitrail.training.augmentation import EvaluationTransform, TrainingTransform, class_labels, color_labels
 from vitrail.training.building import build_model
 from vitrail.training.card import Provenance
 from vitrail.training.data import load_images, load_splits, with_validation
+from vitrail.training.lora import LoraTrainer
 from vitrail.training.metrics import compute_metrics
 from vitrail.training.pictures import save_samples
+from vitrail.training.probes import FewShotTrainer, LinearProbeTrainer
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
 
@@ -71,13 +73,14 @@ def train(argv: Sequence[str]) -> TrainingResult:
     images = {str(split): len(rows) for split, rows in splits.items()}
     if classifying:
         model, processor = build_model(model_arguments, splits["train"].features["label"].names)
-        labels, trainer_class = class_labels, partial(ViTTrainer, compute_metrics=compute_metrics)
+        labels, trainer_class = class_labels, _classifier_trainer(model_arguments)
     else:
         model, processor = build_model(model_arguments, None)
         labels, trainer_class = partial(color_labels, patch_shape=model.config.patch_shape), MaskedPatchTrainer
 
     evaluation, training = EvaluationTransform(processor, labels), TrainingTransform(processor, data_arguments, labels)
-    transforms = dict.fromkeys(splits, evaluation) | {"train": training}
+    frozen = model_arguments.method in FROZEN
+    transforms = dict.fromkeys(splits, evaluation) | {"train": evaluation if frozen else training}
     transformed: dict[Any, Any] = {split: rows.with_transform(transforms[split]) for split, rows in splits.items()}
     try:
         trainer = trainer_class(
@@ -106,6 +109,17 @@ def train(argv: Sequence[str]) -> TrainingResult:
     if arguments.push_to_hub:
         trainer.push_to_hub()
     return TrainingResult(output_dir, metrics, images, samples)
+
+
+def _classifier_trainer(arguments: ModelArguments) -> Callable[..., ViTTrainer]:
+    """What trains a classifier by `--method`."""
+    trainers: dict[str, Callable[..., ViTTrainer]] = {
+        "full": ViTTrainer,
+        "lora": partial(LoraTrainer, rank=arguments.lora_rank, alpha=arguments.lora_alpha),
+        "linear-probe": LinearProbeTrainer,
+        "few-shot": partial(FewShotTrainer, shots=arguments.shots, draws=arguments.shot_draws),
+    }
+    return partial(trainers[arguments.method], compute_metrics=compute_metrics)
 
 
 def _writable(folder: Path) -> Path:

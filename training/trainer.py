@@ -14,6 +14,8 @@ class ViTTrainer(Trainer):
 
     Attributes:
         results: the metrics of the weights as they are now, as the card reports them.
+        method: rows of the card on how they came about, where that was not by training all of them.
+        remark: sentences of the card on the results.
     """
 
     args: ViTTrainingArguments
@@ -22,11 +24,14 @@ class ViTTrainer(Trainer):
         super().__init__(**kwargs)
         self.provenance = provenance
         self.results: dict[str, float] = {}
+        self.method: dict[str, str] = {}
+        self.remark = ""
 
     def create_model_card(self, **kwargs) -> None:
         """Writes README.md; also called by the Trainer before every push."""
         if self.is_world_process_zero() and self.results:
-            card = model_card(self.accelerator.unwrap_model(self.model), self.args, self.provenance, self.results)
+            model = self.accelerator.unwrap_model(self.model)
+            card = model_card(model, self.args, self.provenance, self.results, self.method, self.remark)
             card.save(f"{self.args.output_dir}/README.md")
 
 
