@@ -78,7 +78,9 @@ class ProbeTrainer(ViTTrainer):
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer does, on the split's features."""
-        return super().evaluate(self._rows_of_features(self.eval_dataset if eval_dataset is None else eval_dataset), *args, **kwargs)
+        return super().evaluate(
+            self._rows_of_features(self.eval_dataset if eval_dataset is None else eval_dataset), *args, **kwargs
+        )
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer does, on the split's features."""
@@ -157,7 +159,13 @@ class ProbeTrainer(ViTTrainer):
         for name, tensor in self.model.vit.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        settings = (self.model.config.to_dict(), self.processing_class, self.args.bf16, self.args.fp16, self.args.device)
+        settings = (
+            self.model.config.to_dict(),
+            self.processing_class,
+            self.args.bf16,
+            self.args.fp16,
+            self.args.device,
+        )
         digest.update(repr(settings).encode())
         return digest.hexdigest()
 
