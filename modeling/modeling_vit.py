@@ -614,6 +614,14 @@ class ViTForImageClassification(ViTPreTrainedModel):
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
 
+    def features(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
+        """What `classifier` reads of the encoder's outputs: (B, D), (B, 2D) or (B, representation_size)."""
+        features = cast("torch.Tensor", outputs.pooler_output)
+        if self.config.pooling == "token_and_mean":
+            patches = cast("torch.Tensor", outputs.last_hidden_state)[:, self.config.num_prefix_tokens :]
+            features = torch.cat((features, patches.mean(dim=1)), dim=1)
+        return features if self.pre_logits is None else torch.tanh(self.pre_logits(features))
+
     @can_return_tuple
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
@@ -632,13 +640,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
             InputError: the images have other channels or another size than the model reads.
         """
         outputs = self.vit(pixel_values, **kwargs)
-        features = outputs.pooler_output
-        if self.config.pooling == "token_and_mean":
-            patches = outputs.last_hidden_state[:, self.config.num_prefix_tokens :]
-            features = torch.cat((features, patches.mean(dim=1)), dim=1)
-        if self.pre_logits is not None:
-            features = torch.tanh(self.pre_logits(features))
-        logits = self.classifier(features)
+        logits = self.classifier(self.features(outputs))
         if self.distillation_classifier is not None:  # "Training data-efficient image transformers", Section 4
             logits = (logits + self.distillation_classifier(outputs.last_hidden_state[:, 1])) / 2
         return ImageClassifierOutput(

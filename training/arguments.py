@@ -3,6 +3,7 @@
 vitrail train --dataset digits --recipe digits --num_train_epochs 20
 """
 
+import argparse
 import math
 import os
 import re
@@ -17,6 +18,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.training_args import OptimizerNames
+from transformers.utils import is_peft_available
 
 from vitrail.modeling import InputError
 from vitrail.modeling.configuration_vit import VARIANTS
@@ -32,11 +34,14 @@ OBJECTIVES = {"classification": ("accuracy", "f1_macro", "loss"), "masked-patch"
 
 _MOST_WORKERS = 8
 POLICIES = ("none", "randaugment", "trivialaugment")
+# How much of a model learns; the recipe of the same name goes with each but the first.
+METHODS = ("full", "lora", "linear-probe", "few-shot")
+FROZEN = ("linear-probe", "few-shot")
 
 
 @dataclass
 class ModelArguments:
-    """Which ViT is trained."""
+    """Which ViT is trained, and how much of it."""
 
     model: str | None = field(
         default=None,
@@ -55,6 +60,25 @@ class ModelArguments:
     config_overrides: str | None = field(
         default=None, metadata={"help": "Other fields of ViTConfig as JSON, e.g. '{\"num_hidden_layers\": 6}'."}
     )
+    method: str = field(
+        default="full",
+        metadata={
+            "help": f"What learns: {', '.join(METHODS)}. linear-probe and few-shot fit a head to the frozen backbone's "
+            "features without steps or augmentation, and do not heed the flags of these."
+        },
+    )
+    lora_rank: int = field(default=16, metadata={"help": "The rank of what lora adds to each dense layer."})
+    lora_alpha: float = field(default=32.0, metadata={"help": "lora scales it by alpha / rank."})
+    shots: int = field(default=5, metadata={"help": "Training images a class in few-shot."})
+    shot_draws: int = field(default=5, metadata={"help": "How often few-shot draws them, with seed, seed + 1, ..."})
+
+    def __post_init__(self):
+        _require(self.method in METHODS, f"method must be one of {', '.join(METHODS)}")
+        _require(self.method != "lora" or is_peft_available(), "method lora needs PEFT: pip install 'vitrail[lora]'")
+        _require(self.lora_rank >= 1, "lora_rank must be at least 1")
+        _require(math.isfinite(self.lora_alpha) and self.lora_alpha > 0, "lora_alpha must be a number > 0")
+        _require(self.shots >= 1, "shots must be at least 1")
+        _require(self.shot_draws >= 1, "shot_draws must be at least 1")
 
 
 @dataclass
@@ -255,16 +279,16 @@ _GROUPS: Any = (ModelArguments, DataArguments, ViTTrainingArguments)
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, ViTTrainingArguments]:
     """The command line, over the recipe, over the defaults.
 
-    Without `--recipe`, `--dataset digits` takes the recipe of that name, a variant to train from scratch takes
-    `scratch-small`, and a checkpoint `finetune`; without `--output_dir`, the run goes to `runs/` and the data set's
-    name.
+    Without `--recipe`, `--method` and `--dataset digits` take the recipe of that name, a variant to train from scratch
+    takes `scratch-small`, and a checkpoint `finetune`; without `--output_dir`, the run goes to `runs/` and the data
+    set's name.
 
     Raises:
         InputError: an unknown flag or recipe, or a value that does not fit.
     """
     parser = _Parser(_GROUPS, prog="vitrail train", allow_abbrev=False)
     given, _ = parser.parse_known_args(argv)
-    recipe = given.recipe or _default_recipe(given.dataset, given.model, given.objective)
+    recipe = given.recipe or _default_recipe(given)
     if recipe is not None:
         parser.set_defaults(**_read_recipe(recipe, {action.dest for action in parser._actions}), recipe=recipe)
     if given.output_dir is None:
@@ -291,6 +315,17 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         training.objective == "classification" or not data.balanced_sampling,
         f"balanced_sampling is for classification; {training.objective} knows no classes",
     )
+    if model.method != "full":
+        _require(training.objective == "classification", f"method {model.method} is for classification")
+        _require(
+            model.model not in VARIANTS,
+            f"method {model.method} builds on what a model has learned, and {model.model} starts from nothing: give "
+            "--model a Hub id or a folder",
+        )
+    _require(
+        model.method not in FROZEN or training.resume_from_checkpoint is None,
+        f"method {model.method} has no checkpoints to resume from; run it again, and it finds the features it has kept",
+    )
     return model, data, training
 
 
@@ -314,12 +349,14 @@ class _Parser(HfArgumentParser):
         raise InputError(f"{message[0].upper()}{message[1:]}; `vitrail train --help` lists the flags.")
 
 
-def _default_recipe(dataset: str, model: str | None, objective: str) -> str | None:
-    if model is None:
-        return "digits" if dataset == "digits" else None
-    if model in VARIANTS:
+def _default_recipe(given: argparse.Namespace) -> str | None:
+    if given.method in METHODS[1:]:
+        return given.method
+    if given.model is None:
+        return "digits" if given.dataset == "digits" else None
+    if given.model in VARIANTS:
         return "scratch-small"
-    return "finetune" if objective == "classification" else None
+    return "finetune" if given.objective == "classification" else None
 
 
 def _read_recipe(name: str, known: set[str]) -> dict:

@@ -3,7 +3,7 @@
 vitrail train --dataset digits --output_dir runs/digits
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from vitrail.modeling import InputError, ViTForImageClassification
-from vitrail.training.arguments import DataArguments, ViTTrainingArguments, parse_arguments
+from vitrail.training.arguments import FROZEN, DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
 from vitrail.training.augmentation import (
     EpochOfAugmentation,
     EvaluationTransform,
@@ -27,10 +27,12 @@ from vitrail.training.balancing import oversampled
 from vitrail.training.building import build_model
 from vitrail.training.data import load_images, load_splits, with_validation
 from vitrail.training.loading import Batches, as_it_is, settle_input
+from vitrail.training.lora import LoraTrainer
 from vitrail.training.loss import ClassificationLoss, balanced_class_weights
 from vitrail.training.metrics import class_results, compute_metrics, judge
 from vitrail.training.pictures import save_judgements, save_samples
 from vitrail.training.precision import choose_attention
+from vitrail.training.probes import FewShotTrainer, LinearProbeTrainer
 from vitrail.training.provenance import provenance_of
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
@@ -88,7 +90,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
         multi_label = model.config.problem_type == "multi_label_classification"
         labels = class_labels
         trainer_class = partial(
-            ViTTrainer,
+            _classifier_trainer(model_arguments),
             compute_loss_func=ClassificationLoss(arguments.label_smoothing_factor, weights, multi_label),
             compute_metrics=partial(compute_metrics, num_labels=model.config.num_labels),
             preprocess_logits_for_metrics=judge,
@@ -101,7 +103,8 @@ def train(argv: Sequence[str]) -> TrainingResult:
     evaluation = EvaluationTransform(processor, labels)
     training = TrainingTransform(processor, data_arguments, labels, arguments.seed, model.config.num_labels)
     batches: dict[Any, Any] = {split: Batches(rows, evaluation) for split, rows in splits.items()}
-    batches["train"] = Batches(splits["train"], training)
+    if model_arguments.method not in FROZEN:
+        batches["train"] = Batches(splits["train"], training)
     try:
         trainer = trainer_class(
             model=model,
@@ -137,6 +140,17 @@ def train(argv: Sequence[str]) -> TrainingResult:
     if arguments.push_to_hub:
         trainer.push_to_hub()
     return TrainingResult(output_dir, metrics, images, samples)
+
+
+def _classifier_trainer(arguments: ModelArguments) -> Callable[..., ViTTrainer]:
+    """What trains a classifier by `--method`."""
+    trainers: dict[str, Callable[..., ViTTrainer]] = {
+        "full": ViTTrainer,
+        "lora": partial(LoraTrainer, rank=arguments.lora_rank, alpha=arguments.lora_alpha),
+        "linear-probe": LinearProbeTrainer,
+        "few-shot": partial(FewShotTrainer, shots=arguments.shots, draws=arguments.shot_draws),
+    }
+    return trainers[arguments.method]
 
 
 def _writable(folder: Path) -> Path:
