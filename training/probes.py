@@ -244,7 +244,7 @@ class FewShotTrainer(ProbeTrainer):
         self.remark = (
             f"Few-shot accuracy: {self.shots} images a class reach {said} of the {split} split, the mean of "
             f"{len(hits)} draws. The table is of the head in this folder, that of the draw with seed {self.seeds[0]}. "
-            "Its logits are the regression's values around -1 and 1: their order means something, their softmax does not."
+            "Its logits are the regression's values around -1 and 1: their order means something, not their softmax."
         )
         return metrics
 
