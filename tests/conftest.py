@@ -1,10 +1,11 @@
 """Tests run offline, on tiny models, in a home of their own."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="vitrail-tests-")
 os.environ |= {
     "HF_HOME": _HOME.name,
     "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_XET": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "TOKENIZERS_PARALLELISM": "false",
@@ -22,7 +24,7 @@ os.environ |= {
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT.parent / "shared" / "assets"
-HUB_SERVER = ROOT.parent / "shared" / "hub" / "hub_server.py"
+HUB_SERVER = ROOT / "tests" / "hub_server.py"
 
 
 @pytest.fixture(scope="session")
@@ -74,29 +76,30 @@ def tiny_model(tiny_config, randomised):
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory):
-    """The environment of a client of a running Hub, with a token that may write as `alice`."""
-    if not HUB_SERVER.exists():
-        pytest.skip("the loopback Hub is not beside this checkout")
-    root = tmp_path_factory.mktemp("hub")
-    command = [sys.executable, str(HUB_SERVER), "--root", str(root), "--port", "0", "--port-file", str(root / "port")]
-    server = subprocess.Popen(
-        [*command, "--token", "hf_alice:alice:write"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    for _ in range(300):
-        if (root / "port").exists() and (port := (root / "port").read_text().strip()):
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("the loopback Hub did not start")
-    offline = {"HF_HUB_OFFLINE"}
-    yield {name: value for name, value in os.environ.items() if name not in offline} | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
-        "HF_TOKEN": "hf_alice",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(root / "home"),
-    }
-    server.terminate()
-    server.wait()
+    """The environment of a client of a running Hub, with a token that may write as `alice`: see `hub_server.py`."""
+    with subprocess.Popen([sys.executable, HUB_SERVER], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        assert address, "the Hub did not start"
+        yield {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | {
+            "HF_ENDPOINT": address,
+            "HF_TOKEN": "hf_alice",
+            "HF_HOME": str(tmp_path_factory.mktemp("home")),
+        }
+        server.terminate()
+
+
+@pytest.fixture
+def ask_hub(hub):
+    """A function that uses the tests' own door to the Hub: `ask_hub("POST", "faults", path=".*", status=503)`."""
+
+    def ask(method, what, **content):
+        address, body = f"{hub['HF_ENDPOINT']}/test/{what}", json.dumps(content).encode()
+        with urllib.request.urlopen(urllib.request.Request(address, body, method=method)) as answer:
+            return json.load(answer)
+
+    yield ask
+    ask("DELETE", "faults")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from vitrail.modeling import InputError, ViTForImageClassification
 from vitrail.modeling.configuration_vit import VARIANTS
+from vitrail.publishing import Published, PublishingError
 from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
 from vitrail.training.augmentation import EvaluationTransform, TrainingTransform, class_labels, color_labels
 from vitrail.training.building import build_model
@@ -23,6 +24,7 @@ from vitrail.training.card import Provenance
 from vitrail.training.data import load_images, load_splits, with_validation
 from vitrail.training.metrics import compute_metrics
 from vitrail.training.pictures import save_samples
+from vitrail.training.publishing import prepare_publication, publish
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
 
@@ -35,12 +37,14 @@ class TrainingResult:
         metrics: what `all_results.json` holds.
         images: the number of images per split.
         samples: held-out images as PNG files to try a classifier on; without one, none.
+        published: where `--push_to_hub` has put it, or why it has not; None without that flag.
     """
 
     output_dir: Path
     metrics: dict[str, float]
     images: dict[str, int]
     samples: list[Path]
+    published: Published | PublishingError | None
 
 
 def train(argv: Sequence[str]) -> TrainingResult:
@@ -51,9 +55,11 @@ def train(argv: Sequence[str]) -> TrainingResult:
 
     Raises:
         InputError: a flag, the data set, an image or the base model cannot be used.
+        PublishingError: `--push_to_hub` could never succeed; nothing has been trained.
     """
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
+    publication = prepare_publication(arguments)
     checkpoint = _checkpoint(arguments)
     classifying = arguments.objective == "classification"
     set_seed(arguments.seed)
@@ -88,7 +94,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
             processing_class=processor,
             provenance=_provenance(model_arguments, data_arguments, images),
         )
-    except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to, --push_to_hub and the like
+    except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to and the like
         raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trained.metrics | trainer.evaluate()
@@ -103,9 +109,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
     if isinstance(model, ViTForImageClassification):
         samples = save_samples(model, processor, splits["validation"], output_dir)
     trainer.create_model_card()
-    if arguments.push_to_hub:
-        trainer.push_to_hub()
-    return TrainingResult(output_dir, metrics, images, samples)
+    return TrainingResult(output_dir, metrics, images, samples, publish(publication))
 
 
 def _writable(folder: Path) -> Path:
