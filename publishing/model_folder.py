@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from vitrail.modeling.remote_code import sources
@@ -21,6 +21,7 @@ CARD = "README.md"
 _CONFIG, _PROCESSOR, _RESULTS = "config.json", "preprocessor_config.json", "all_results.json"
 _PICTURES = {".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp"}
 _LINK = re.compile(r"!\[[^\]]*\]\(\s*<?(?P<markdown>[^)>\s]+)|<img[^>]*\ssrc=[\"'](?P<html>[^\"']+)")
+_LACKS = "{folder} has no {name}, which its model needs; save the model there again."
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -47,10 +48,10 @@ def model_files(folder: Path) -> dict[str, Path]:
             f"{folder} has no {SAFE_WEIGHTS_NAME}, so it holds no model to publish; `vitrail convert` and "
             "`save_pretrained` write one."
         )
-    names = [_CONFIG, _PROCESSOR, *weights, *_sources(folder, config), *_sources(folder, processor)]
-    for name in names:
+    for name in weights:
         if not (folder / name).is_file():
-            raise PublishingError(f"{folder} has no {name}, which its model needs; save the model there again.")
+            raise PublishingError(_LACKS.format(folder=folder, name=name))
+    names = [_CONFIG, _PROCESSOR, *weights, *_sources(folder, config), *_sources(folder, processor)]
     names += [name for name in (_RESULTS, CARD) if (folder / name).is_file()]
     return {name: folder / name for name in [*dict.fromkeys(names), *_pictures(folder)]}
 
@@ -83,13 +84,13 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _sources(folder: Path, config: dict[str, Any]) -> list[str]:
-    """The files of the classes that `auto_map` names, and those that they import."""
-    modules = set(re.findall(r"'(\w+)\.\w+'", str(list(config.get("auto_map", {}).values()))))
-    files = {f"{module}.py" for module in modules}
-    for module in sorted(files):
-        if (folder / module).is_file():
-            files |= {Path(file).name for file in get_relative_import_files(folder / module)}
-    return sorted(files)
+    """The files of the classes that `auto_map` names, and those that they import from each other."""
+    modules = sorted(set(re.findall(r"'(\w+)\.\w+'", str(config.get("auto_map")))))
+    for module in modules:  # which grows
+        if not (folder / f"{module}.py").is_file():
+            raise PublishingError(_LACKS.format(folder=folder, name=f"{module}.py"))
+        modules += sorted(set(get_relative_imports(folder / f"{module}.py")) - set(modules))
+    return [f"{module}.py" for module in modules]
 
 
 def _pictures(folder: Path) -> list[str]:

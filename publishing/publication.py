@@ -115,11 +115,11 @@ class Publication:
             check_reload(self.folder, files)
             with _quiet_client():
                 repository = _insist(self._open)
-                return _insist(lambda: replace(self, repository=repository)._commit(files))
-        except _Trouble as trouble:
+                return _insist(lambda: self._commit(repository, files))
+        except (_Trouble, OSError) as error:
             raise PublishingError(
-                f"{trouble}; the model is safe in {self.folder}, and this publishes it: {self.command}"
-            ) from trouble
+                f"{error}; the model is safe in {self.folder}, and this publishes it: {self.command}"
+            ) from error
 
     @property
     def _api(self) -> HfApi:
@@ -133,8 +133,8 @@ class Publication:
             validate_repo_id(self.repository)
         except HFValidationError as error:
             raise PublishingError(
-                f"{self.repository!r} cannot be the name of a model on the Hub; give user/name, of letters, digits, '-', "
-                "'_' and '.'."
+                f"{self.repository!r} cannot be the name of a model on the Hub; give user/name, of letters, "
+                "digits, '-', '_' and '.'."
             ) from error
         if is_offline_mode():
             raise _Trouble("HF_HUB_OFFLINE is set, so nothing goes to the Hub: unset it", passes=False)
@@ -162,28 +162,28 @@ class Publication:
         self._api.preupload_lfs_files(name, [CommitOperationAdd(CARD, b"-")], revision=self.branch)
         return name
 
-    def _commit(self, files: dict[str, Path]) -> Published:
+    def _commit(self, repository: str, files: dict[str, Path]) -> Published:
         """One commit on top of the very state whose card it has merged; if that is no more the last one, none."""
-        info = self._api.model_info(self.repository, revision=self.branch)
+        info = self._api.model_info(repository, revision=self.branch)
         present = {file.rfilename for file in info.siblings or []}
         changes: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, str(path)) for name, path in files.items() if name != CARD
         ]
         if CARD in files:
-            there = self._api.hf_hub_download(self.repository, CARD, revision=info.sha) if CARD in present else None
-            generated = named_after(_read(files[CARD]), self.folder, self.repository)
+            there = self._api.hf_hub_download(repository, CARD, revision=info.sha) if CARD in present else None
+            generated = named_after(_read(files[CARD]), self.folder, repository)
             card = merged_card(generated, None if there is None else _read(Path(there)))
             changes.append(CommitOperationAdd(CARD, card.encode()))
         changes += [CommitOperationDelete(name) for name in sorted(present - files.keys()) if is_left_over(name)]
         commit = self._api.create_commit(
-            self.repository,
+            repository,
             changes,
             commit_message=self.message or _DEFAULT_MESSAGE,
             revision=self.branch,
             parent_commit=info.sha,
         )
         where = "" if self.branch == "main" else f"/tree/{self.branch}"
-        return Published(f"{self._api.endpoint}/{self.repository}{where}", changed=commit.oid != info.sha)
+        return Published(f"{self._api.endpoint}/{repository}{where}", changed=commit.oid != info.sha)
 
 
 class _Trouble(Exception):

@@ -22,6 +22,24 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+CARD = """---
+library_name: transformers
+tags:
+- vit
+model-index:
+- name: tiny
+---
+
+# tiny
+
+It was trained. ![what it sees](shown.png) ![](<maps/worst%201.png> "the worst") ![](https://example.test/a.png)
+![](../private.png) ![](missing.png) [a link, not a picture](private.png)
+
+```python
+classify = pipeline("image-classification", "{location}")
+```
+"""
+
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT.parent / "shared" / "assets"
 HUB_SERVER = ROOT / "tests" / "hub_server.py"
@@ -93,13 +111,44 @@ def hub(tmp_path_factory):
 def ask_hub(hub):
     """A function that uses the tests' own door to the Hub: `ask_hub("POST", "faults", path=".*", status=503)`."""
 
-    def ask(method, what, **content):
+    def ask(method, what, /, **content):
         address, body = f"{hub['HF_ENDPOINT']}/test/{what}", json.dumps(content).encode()
         with urllib.request.urlopen(urllib.request.Request(address, body, method=method)) as answer:
             return json.load(answer)
 
     yield ask
     ask("DELETE", "faults")
+
+
+@pytest.fixture
+def online(hub, monkeypatch):
+    """This process as a client of the Hub, which does not wait before it tries again; the value is its `HfApi`."""
+    from huggingface_hub import HfApi
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub["HF_ENDPOINT"])
+    files = f"{hub['HF_ENDPOINT']}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setenv("HF_TOKEN", hub["HF_TOKEN"])
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return HfApi()
+
+
+@pytest.fixture
+def model_folder(tiny_model, tmp_path):
+    """A model as a training leaves it, with what else lies about there."""
+    from vitrail.modeling import ViTImageProcessor
+
+    folder = tmp_path / "runs" / "tiny"
+    tiny_model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 24, "width": 16}).save_pretrained(folder)
+    (folder / "README.md").write_text(CARD.format(location=folder))
+    for name in ("all_results.json", "shown.png", "my notes.txt", "private.png", "training_args.bin", "handler.py"):
+        (folder / name).write_text("{}")
+    for name in ("checkpoint-9/optimizer.pt", "checkpoint-9/model.safetensors", "runs/events", "maps/worst 1.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder
 
 
 @pytest.fixture(scope="session")
