@@ -16,7 +16,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """Trains, and says how well it went, where everything is and what to run next."""
+    """Trains, and says how well it went, where everything is and what to run next.
+
+    The exit code is 1 when all that has failed is `--push_to_hub`.
+    """
+    from vitrail.publishing import Published, PublishingError
     from vitrail.training import train
 
     result = train(rest)
@@ -34,6 +38,10 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     print(f"The model, its card and its figures are in {folder}. Next:")
     for step in steps:
         print(f"  {program} {step}")
+    if isinstance(result.published, PublishingError):
+        raise result.published
+    if isinstance(result.published, Published):
+        print(f"It is published at {result.published.url}")
     return 0
 
 

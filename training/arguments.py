@@ -207,6 +207,13 @@ class ViTTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Keep the best evaluated weights, not the last."}
     )
     metric_for_best_model: str | None = field(default="accuracy", metadata={"help": "What best means."})
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": "When push_to_hub publishes: at the end. transformers' other values are taken and mean the same; "
+            "neither checkpoints nor unfinished models go to the Hub."
+        },
+    )
     logging_steps: float = field(default=0.05, metadata={"help": "Log every so many steps, or this share of all."})
     dataloader_num_workers: int | None = field(
         default=None,

@@ -15,6 +15,7 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from vitrail.modeling import InputError, ViTForImageClassification
+from vitrail.publishing import Published, PublishingError
 from vitrail.training.arguments import FROZEN, DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
 from vitrail.training.augmentation import (
     EpochOfAugmentation,
@@ -34,6 +35,7 @@ from vitrail.training.pictures import save_judgements, save_samples
 from vitrail.training.precision import choose_attention
 from vitrail.training.probes import FewShotTrainer, LinearProbeTrainer
 from vitrail.training.provenance import provenance_of
+from vitrail.training.publishing import prepare_publication, publish
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
 
@@ -46,12 +48,14 @@ class TrainingResult:
         metrics: what `all_results.json` holds.
         images: the number of images per split.
         samples: held-out images as PNG files to try a classifier on; without one, none.
+        published: where `--push_to_hub` has put it, or why it has not; None without that flag.
     """
 
     output_dir: Path
     metrics: dict[str, Any]
     images: dict[str, int]
     samples: list[Path]
+    published: Published | PublishingError | None
 
 
 def train(argv: Sequence[str]) -> TrainingResult:
@@ -62,9 +66,11 @@ def train(argv: Sequence[str]) -> TrainingResult:
 
     Raises:
         InputError: a flag, the data set, an image or the base model cannot be used.
+        PublishingError: `--push_to_hub` could never succeed; nothing has been trained.
     """
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
+    publication = prepare_publication(arguments)
     checkpoint = _checkpoint(arguments)
     classifying = arguments.objective == "classification"
     set_seed(arguments.seed)
@@ -116,7 +122,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
             processing_class=processor,
             provenance=provenance_of(model_arguments, data_arguments, arguments, images),
         )
-    except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to, --push_to_hub and the like
+    except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to and the like
         raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
     print(settle_input(arguments, batches["train"], batches["validation"]))
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
@@ -137,9 +143,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
         samples = save_samples(model, processor, shown, output_dir)
         trainer.pictures = save_judgements(model, processor, shown, trainer.judgements, output_dir)
     trainer.create_model_card()
-    if arguments.push_to_hub:
-        trainer.push_to_hub()
-    return TrainingResult(output_dir, metrics, images, samples)
+    return TrainingResult(output_dir, metrics, images, samples, publish(publication))
 
 
 def _classifier_trainer(arguments: ModelArguments) -> Callable[..., ViTTrainer]:
