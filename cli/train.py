@@ -16,9 +16,16 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Trains, and says how well it went, where everything is and what to run next."""
-    from vitrail.training import train
+    from tqdm import tqdm
 
-    result = train(rest)
+    from vitrail.training import train
+    from vitrail.training.interruption import Interrupted
+
+    try:
+        result = train(rest)
+    except Interrupted as stop:
+        tqdm.write(f"vitrail: {stop}", file=sys.stderr)
+        return stop.exit_code
     folder = result.output_dir
     split = "test" if "test_accuracy" in result.metrics else "validation"
     accuracy = result.metrics.get("test_accuracy", result.metrics["eval_accuracy"])

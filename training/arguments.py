@@ -116,6 +116,9 @@ class ViTTrainingArguments(TrainingArguments):
     )
     metric_for_best_model: str | None = field(default="accuracy", metadata={"help": "What best means."})
     logging_steps: float = field(default=0.05, metadata={"help": "Log every so many steps, or this share of all."})
+    restart: bool = field(
+        default=False, metadata={"help": "Discard an unfinished run in --output_dir instead of going on with it."}
+    )
 
     def __post_init__(self):
         _require(self.per_device_train_batch_size >= 1, "per_device_train_batch_size must be at least 1")
@@ -131,6 +134,13 @@ class ViTTrainingArguments(TrainingArguments):
         _require(
             not self.batch_eval_metrics, "batch_eval_metrics is not supported; evaluation takes all logits at once"
         )
+        _require(not self.save_only_model, "save_only_model would leave nothing to go on from after an interruption")
+        _require(
+            not self.restart or self.resume_from_checkpoint != "last",
+            "restart discards what resume_from_checkpoint last would go on from; give one of them",
+        )
+        if self.data_seed is None:
+            self.data_seed = self.seed  # and not what the random generator was last seeded with
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False  # there is nothing to choose from
         self.remove_unused_columns = False  # rows become tensors lazily, after the Trainer would look for its columns

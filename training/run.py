@@ -12,7 +12,6 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from vitrail.modeling import InputError, ViTForImageClassification
 from vitrail.modeling.configuration_vit import VARIANTS
@@ -21,8 +20,10 @@ from vitrail.training.augmentation import EvaluationTransform, TrainingTransform
 from vitrail.training.building import build_model
 from vitrail.training.card import Provenance
 from vitrail.training.data import load_images, load_splits, with_validation
+from vitrail.training.interruption import one_sentence
 from vitrail.training.metrics import compute_metrics
 from vitrail.training.pictures import save_samples
+from vitrail.training.resuming import begin_run, end_run
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
 
@@ -46,15 +47,29 @@ class TrainingResult:
 def train(argv: Sequence[str]) -> TrainingResult:
     """Trains as the flags say, evaluates the weights that are kept, and saves everything to `--output_dir`.
 
+    Killed at any moment, it goes on from the last complete checkpoint when it is called again, and ends the same.
+
     Args:
         argv: the flags of `vitrail train`.
 
     Raises:
-        InputError: a flag, the data set, an image or the base model cannot be used.
+        InputError: a flag, the data set, an image, the base model or the machine cannot be used.
+        Interrupted: by SIGINT or SIGTERM.
     """
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
-    checkpoint = _checkpoint(arguments)
+    checkpoint = begin_run(model_arguments, data_arguments, arguments)
+    with one_sentence(argv, output_dir):
+        return _train(model_arguments, data_arguments, arguments, checkpoint)
+
+
+def _train(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: ViTTrainingArguments,
+    checkpoint: str | None,
+) -> TrainingResult:
+    output_dir = Path(str(arguments.output_dir))
     classifying = arguments.objective == "classification"
     set_seed(arguments.seed)
     source = (
@@ -98,11 +113,12 @@ def train(argv: Sequence[str]) -> TrainingResult:
     trainer.results = metrics
     trainer.save_model()
     trainer.save_state()
-    trainer.save_metrics("all", metrics, combined=False)
     samples = []
     if isinstance(model, ViTForImageClassification):
         samples = save_samples(model, processor, splits["validation"], output_dir)
     trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        end_run(output_dir, metrics)
     if arguments.push_to_hub:
         trainer.push_to_hub()
     return TrainingResult(output_dir, metrics, images, samples)
@@ -138,16 +154,3 @@ def _provenance(model: ModelArguments, data: DataArguments, images: dict[str, in
         base_model_id=None if local_base else base,
         images=images,
     )
-
-
-def _checkpoint(arguments: ViTTrainingArguments) -> str | None:
-    """The folder to resume from: `--resume_from_checkpoint FOLDER`, or `last` for the newest in the output folder."""
-    resume = arguments.resume_from_checkpoint
-    if resume == "last":
-        found = get_last_checkpoint(arguments.output_dir) if Path(str(arguments.output_dir)).is_dir() else None
-        if found is None:
-            raise InputError(f"There is no checkpoint in {arguments.output_dir} to resume from.")
-        return found
-    if resume is not None and not (Path(resume) / "trainer_state.json").is_file():
-        raise InputError(f"There is no checkpoint {resume} to resume from; `last` takes the newest one.")
-    return resume

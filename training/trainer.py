@@ -1,22 +1,19 @@
 """transformers' Trainer, where a ViT needs something else of it."""
 
 import torch
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from vitrail.training.arguments import ViTTrainingArguments
 from vitrail.training.card import Provenance, model_card
 from vitrail.training.metrics import compute_color_metrics, predicted_colors
+from vitrail.training.resumable_trainer import ResumableTrainer
 
 
-class ViTTrainer(Trainer):
+class ViTTrainer(ResumableTrainer):
     """transformers' Trainer with Vitrail's model card in place of the automatic one.
 
     Attributes:
         results: the metrics of the weights as they are now, as the card reports them.
     """
-
-    args: ViTTrainingArguments
 
     def __init__(self, *, provenance: Provenance, **kwargs):
         super().__init__(**kwargs)
