@@ -20,10 +20,17 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     The exit code is 1 when all that has failed is `--push_to_hub`.
     """
+    from tqdm import tqdm
+
     from vitrail.publishing import Published, PublishingError
     from vitrail.training import train
+    from vitrail.training.interruption import Interrupted
 
-    result = train(rest)
+    try:
+        result = train(rest)
+    except Interrupted as stop:
+        tqdm.write(f"vitrail: {stop}", file=sys.stderr)
+        return stop.exit_code
     folder, metrics = result.output_dir, result.metrics
     prefix, split = ("test", "test") if "test_accuracy" in metrics else ("eval", "validation")
     program = "vitrail" if shutil.which("vitrail") else sys.argv[0]

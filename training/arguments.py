@@ -222,6 +222,9 @@ class ViTTrainingArguments(TrainingArguments):
             f"{_MOST_WORKERS}, and none where all images are decoded ahead."
         },
     )
+    restart: bool = field(
+        default=False, metadata={"help": "Discard an unfinished run in --output_dir instead of going on with it."}
+    )
     workers_given: bool = field(init=False, default=False)
 
     def __post_init__(self):
@@ -268,6 +271,13 @@ class ViTTrainingArguments(TrainingArguments):
         _require(
             not self.batch_eval_metrics, "batch_eval_metrics is not supported; evaluation takes all logits at once"
         )
+        _require(not self.save_only_model, "save_only_model would leave nothing to go on from after an interruption")
+        _require(
+            not self.restart or self.resume_from_checkpoint != "last",
+            "restart discards what resume_from_checkpoint last would go on from; give one of them",
+        )
+        if self.data_seed is None:
+            self.data_seed = self.seed  # and not what the random generator was last seeded with
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False  # there is nothing to choose from
         if self.bf16 is None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from vitrail.modeling import InputError, ViTForImageClassification
 from vitrail.publishing import Published, PublishingError
@@ -27,6 +26,7 @@ from vitrail.training.augmentation import (
 from vitrail.training.balancing import oversampled
 from vitrail.training.building import build_model
 from vitrail.training.data import load_images, load_splits, with_validation
+from vitrail.training.interruption import one_sentence
 from vitrail.training.loading import Batches, as_it_is, settle_input
 from vitrail.training.lora import LoraTrainer
 from vitrail.training.loss import ClassificationLoss, balanced_class_weights
@@ -36,6 +36,7 @@ from vitrail.training.precision import choose_attention
 from vitrail.training.probes import FewShotTrainer, LinearProbeTrainer
 from vitrail.training.provenance import provenance_of
 from vitrail.training.publishing import prepare_publication, publish
+from vitrail.training.resuming import begin_run, end_run
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
 
@@ -65,52 +66,45 @@ def train(argv: Sequence[str]) -> TrainingResult:
         argv: the flags of `vitrail train`.
 
     Raises:
-        InputError: a flag, the data set, an image or the base model cannot be used.
+        InputError: a flag, the data set, an image, the base model or the machine cannot be used.
+        Interrupted: by SIGINT or SIGTERM.
         PublishingError: `--push_to_hub` could never succeed; nothing has been trained.
     """
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
     publication = prepare_publication(arguments)
-    checkpoint = _checkpoint(arguments)
+    checkpoint = begin_run(model_arguments, data_arguments, arguments)
+    with one_sentence(argv, output_dir):
+        finished = _train(model_arguments, data_arguments, arguments, checkpoint)
+    return TrainingResult(output_dir, *finished, publish(publication))
+
+
+def _train(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: ViTTrainingArguments,
+    checkpoint: str | None,
+) -> tuple[dict[str, Any], dict[str, int], list[Path]]:
+    """What `TrainingResult` has of a run: its metrics, images and samples."""
     classifying = arguments.objective == "classification"
     set_seed(arguments.seed)
-    source = (
-        data_arguments.dataset,
-        data_arguments.dataset_config,
-        data_arguments.dataset_revision,
-        data_arguments.image_column,
-    )
-    splits = load_splits(*source, data_arguments.label_column) if classifying else load_images(*source)
-    splits, said = with_validation(splits, data_arguments.validation_fraction, arguments.seed)
-    if said:
-        print(said)
-    splits = _subsample(splits, data_arguments, arguments.seed)
+    splits = _read(data_arguments, arguments)
     images = {str(split): len(rows) for split, rows in splits.items()}
     if data_arguments.balanced_sampling:
         splits["train"] = oversampled(splits["train"], arguments.seed)
-    if classifying:
-        model, processor = build_model(model_arguments, splits["train"].features["label"].names)
-        weights = None
-        if arguments.class_weights == "balanced":
-            weights = balanced_class_weights(splits["train"]["label"][:], len(model.config.labels))
-        multi_label = model.config.problem_type == "multi_label_classification"
-        labels = class_labels
-        trainer_class = partial(
-            _classifier_trainer(model_arguments),
-            compute_loss_func=ClassificationLoss(arguments.label_smoothing_factor, weights, multi_label),
-            compute_metrics=partial(compute_metrics, num_labels=model.config.num_labels),
-            preprocess_logits_for_metrics=judge,
-        )
-    else:
-        model, processor = build_model(model_arguments, None)
-        labels, trainer_class = partial(color_labels, patch_shape=model.config.patch_shape), MaskedPatchTrainer
-
+    names = splits["train"].features["label"].names if classifying else None
+    model, processor = build_model(model_arguments, names)
+    labels = class_labels if classifying else partial(color_labels, patch_shape=model.config.patch_shape)
     print(choose_attention(model, arguments, model.config.sequence_length))
+
     evaluation = EvaluationTransform(processor, labels)
     training = TrainingTransform(processor, data_arguments, labels, arguments.seed, model.config.num_labels)
     batches: dict[Any, Any] = {split: Batches(rows, evaluation) for split, rows in splits.items()}
     if model_arguments.method not in FROZEN:
         batches["train"] = Batches(splits["train"], training)
+    trainer_class = MaskedPatchTrainer
+    if isinstance(model, ViTForImageClassification):
+        trainer_class = _classifier_trainer(model_arguments, arguments, model, splits["train"])
     try:
         trainer = trainer_class(
             model=model,
@@ -125,6 +119,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to and the like
         raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
     print(settle_input(arguments, batches["train"], batches["validation"]))
+
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     held_out = {"validation": "eval", "test": "test"}
     for split in [split for split in held_out if split in splits]:  # the last is the one that the pictures show
@@ -132,29 +127,56 @@ def train(argv: Sequence[str]) -> TrainingResult:
         if classifying:
             classes = class_results(trainer.judgements, splits[split]["label"], model.config.labels)
             metrics |= {f"{held_out[split]}_{name}": figures for name, figures in classes.items()}
-
     trainer.results = metrics
     trainer.save_model()
     trainer.save_state()
-    trainer.save_metrics("all", metrics, combined=False)
-    samples = []
+    samples, output_dir = [], Path(str(arguments.output_dir))
     if isinstance(model, ViTForImageClassification):
         shown = splits["test" if "test" in splits else "validation"]
         samples = save_samples(model, processor, shown, output_dir)
         trainer.pictures = save_judgements(model, processor, shown, trainer.judgements, output_dir)
     trainer.create_model_card()
-    return TrainingResult(output_dir, metrics, images, samples, publish(publication))
+    if trainer.is_world_process_zero():
+        end_run(output_dir, metrics)
+    return metrics, images, samples
 
 
-def _classifier_trainer(arguments: ModelArguments) -> Callable[..., ViTTrainer]:
-    """What trains a classifier by `--method`."""
+def _read(data_arguments: DataArguments, arguments: ViTTrainingArguments) -> DatasetDict:
+    """The splits, with a `validation` among them, and no more of their images than was asked for."""
+    source = (
+        data_arguments.dataset,
+        data_arguments.dataset_config,
+        data_arguments.dataset_revision,
+        data_arguments.image_column,
+    )
+    labelled = arguments.objective == "classification"
+    splits = load_splits(*source, data_arguments.label_column) if labelled else load_images(*source)
+    splits, said = with_validation(splits, data_arguments.validation_fraction, arguments.seed)
+    if said:
+        print(said)
+    return _subsample(splits, data_arguments, arguments.seed)
+
+
+def _classifier_trainer(
+    how: ModelArguments, arguments: ViTTrainingArguments, model: ViTForImageClassification, rows: Dataset
+) -> Callable[..., ViTTrainer]:
+    """What trains a classifier by `--method`, with its loss and metrics."""
     trainers: dict[str, Callable[..., ViTTrainer]] = {
         "full": ViTTrainer,
-        "lora": partial(LoraTrainer, rank=arguments.lora_rank, alpha=arguments.lora_alpha),
+        "lora": partial(LoraTrainer, rank=how.lora_rank, alpha=how.lora_alpha),
         "linear-probe": LinearProbeTrainer,
-        "few-shot": partial(FewShotTrainer, shots=arguments.shots, draws=arguments.shot_draws),
+        "few-shot": partial(FewShotTrainer, shots=how.shots, draws=how.shot_draws),
     }
-    return trainers[arguments.method]
+    weights = None
+    if arguments.class_weights == "balanced":
+        weights = balanced_class_weights(rows["label"][:], model.config.num_labels)
+    multi_label = model.config.problem_type == "multi_label_classification"
+    return partial(
+        trainers[how.method],
+        compute_loss_func=ClassificationLoss(arguments.label_smoothing_factor, weights, multi_label),
+        compute_metrics=partial(compute_metrics, num_labels=model.config.num_labels),
+        preprocess_logits_for_metrics=judge,
+    )
 
 
 def _writable(folder: Path) -> Path:
@@ -174,16 +196,3 @@ def _subsample(splits: DatasetDict, arguments: DataArguments, seed: int) -> Data
         "train": arguments.max_train_samples
     }
     return DatasetDict({split: at_most(rows, limits[split]) for split, rows in splits.items()})
-
-
-def _checkpoint(arguments: ViTTrainingArguments) -> str | None:
-    """The folder to resume from: `--resume_from_checkpoint FOLDER`, or `last` for the newest in the output folder."""
-    resume = arguments.resume_from_checkpoint
-    if resume == "last":
-        found = get_last_checkpoint(arguments.output_dir) if Path(str(arguments.output_dir)).is_dir() else None
-        if found is None:
-            raise InputError(f"There is no checkpoint in {arguments.output_dir} to resume from.")
-        return found
-    if resume is not None and not (Path(resume) / "trainer_state.json").is_file():
-        raise InputError(f"There is no checkpoint {resume} to resume from; `last` takes the newest one.")
-    return resume

@@ -19,9 +19,10 @@ from vitrail.training.metrics import Judgements, compute_color_metrics, predicte
 from vitrail.training.optimization import Muon, parameter_groups
 from vitrail.training.progress import Progress
 from vitrail.training.provenance import Provenance
+from vitrail.training.resumable_trainer import ResumableTrainer
 
 
-class ViTTrainer(Trainer):
+class ViTTrainer(ResumableTrainer):
     """transformers' Trainer with a ViT's parameter groups, an average of the weights, and Vitrail's card and progress.
 
     Attributes:
@@ -31,8 +32,6 @@ class ViTTrainer(Trainer):
         remark: sentences of the card on the results.
         weight_average: while it trains with `ema_decay`; afterwards the model's weights are the average.
     """
-
-    args: ViTTrainingArguments
 
     def __init__(self, *, provenance: Provenance, **kwargs):
         with warnings.catch_warnings():  # of what `ClassificationLoss` can do
