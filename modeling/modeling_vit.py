@@ -390,7 +390,7 @@ class ViTPreTrainedModel(PreTrainedModel):
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch; the Trainer averages accumulated steps itself
-    _no_split_modules = ["ViTEmbeddings", "ViTLayer", "ViTAttentionPooling"]
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -492,7 +492,10 @@ class ViTModel(ViTPreTrainedModel):
         rates = [config.drop_path_rate * index / last for index in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList([ViTLayer(config, rate) for rate in rates])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention_pooling = ViTAttentionPooling(config) if config.pooling == "attention" else None
+        self.attention_pooling = None
+        if config.pooling == "attention":
+            self.attention_pooling = ViTAttentionPooling(config)
+            self._no_split_modules = [*self._no_split_modules, "ViTAttentionPooling"]
         self.post_init()
 
     @merge_with_config_defaults

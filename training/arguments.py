@@ -285,9 +285,17 @@ class ViTTrainingArguments(TrainingArguments):
         self.use_cpu |= not torch.accelerator.is_available()  # or TrainingArguments takes bfloat16 for a GPU's alone
         if patience is not None:
             self.restore_callback_states_from_checkpoint = True  # or a resumed run would lose its patience later
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # there are none, and looking for them costs time in every step
         self.remove_unused_columns = False  # rows become tensors lazily, after the Trainer would look for its columns
         super().__post_init__()
         self.dataloader_pin_memory &= torch.accelerator.is_available()
+
+    def _process_fsdp_args(self) -> dict[str, Any] | None:
+        plugin = super()._process_fsdp_args()
+        if plugin is not None:  # Accelerate shards the patch embeddings itself; more around them would be too much
+            plugin.setdefault("transformer_cls_names_to_wrap", "ViTLayer")
+        return plugin
 
 
 _GROUPS: Any = (ModelArguments, DataArguments, ViTTrainingArguments)

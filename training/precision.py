@@ -40,6 +40,6 @@ def choose_attention(model: PreTrainedModel, arguments: TrainingArguments, token
     elif arguments.fp16:
         said = "float16 autocast over float32 weights, as asked for"
     else:
-        said = "float32" if has_fast_bf16(on_cpu) else f"float32, as {hardware} has no fast bfloat16"
+        said = "float32, " + ("as asked for" if has_fast_bf16(on_cpu) else f"as {hardware} has no fast bfloat16")
     attention = "attention spelled out, which is faster in it here" if spelled_out else "fused attention"
     return f"Training in {said}; {attention}{'; compiled' if arguments.torch_compile else ''}."

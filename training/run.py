@@ -131,12 +131,13 @@ def _train(
     trainer.save_model()
     trainer.save_state()
     samples, output_dir = [], Path(str(arguments.output_dir))
-    if isinstance(model, ViTForImageClassification):
-        shown = splits["test" if "test" in splits else "validation"]
-        samples = save_samples(model, processor, shown, output_dir)
-        trainer.pictures = save_judgements(model, processor, shown, trainer.judgements, output_dir)
-    trainer.create_model_card()
     if trainer.is_world_process_zero():
+        if classifying:  # the saved weights are whole, which those of a sharded model are not
+            saved = ViTForImageClassification.from_pretrained(output_dir).to(arguments.device)
+            shown = splits["test" if "test" in splits else "validation"]
+            samples = save_samples(saved, processor, shown, output_dir)
+            trainer.pictures = save_judgements(saved, processor, shown, trainer.judgements, output_dir)
+        trainer.create_model_card()
         end_run(output_dir, metrics)
     return metrics, images, samples
 

@@ -47,8 +47,12 @@ class ViTTrainer(ResumableTrainer):
         self._evaluated: Any = None
         self.weight_average: WeightAverage | None = None
         self._initial_weights: dict[str, torch.Tensor] | None = None
-        if self.args.ema_decay is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise InputError("ema_decay needs whole weights in every process, so neither FSDP nor DeepSpeed.")
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            raise InputError("fsdp shards a model over several GPUs; here, leave it out.")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            for name in ("ema_decay", "muon_learning_rate"):
+                if getattr(self.args, name) is not None:
+                    raise InputError(f"{name} needs whole weights in every process, so neither FSDP nor DeepSpeed.")
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
 
