@@ -234,11 +234,13 @@ class FewShotTrainer(ProbeTrainer):
             metrics[f"{name}_margin"] = t_margin(hits)
             said += f" ± {metrics[f'{name}_margin'] * 100:.2f} (95 % interval by Student's t)"
         split = "test" if metric_key_prefix == "test" else "validation"
+        result = f"{self.shots} images a class reach {said} of the {split} split, the mean of {len(hits)} draws."
+        if self.is_world_process_zero():
+            print(result)
         self.remark = (
-            f"Few-shot accuracy: {self.shots} images a class reach {said} of the {split} split, the mean of "
-            f"{len(hits)} draws. The table is of the head in this folder, that of the draw with seed {self.seeds[0]}. "
-            "Its logits are the regression's values around -1 and 1: their order means something, their softmax does "
-            "not."
+            f"Few-shot accuracy: {result} The table is of the head in this folder, that of the draw with seed "
+            f"{self.seeds[0]}. Its logits are the regression's values around -1 and 1: their order means something, "
+            "their softmax does not."
         )
         return metrics
 
