@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -64,21 +64,22 @@ class ProbeTrainer(ViTTrainer):
     """
 
     model: ViTForImageClassification
+    train_dataset: Dataset
+    eval_dataset: Dataset
 
     def __init__(self, *, model: ViTForImageClassification, **kwargs: Any):
         model.reset_head()
         super().__init__(model=model, **kwargs)
         if not isinstance(self.train_dataset, Batches):
             raise InputError("A frozen backbone's features are kept by image, which streamed images do not allow.")
-        self.state.epoch = None  # nor is any metric that of one
+        self.state.epoch = cast(Any, None)  # else every metric would be said to be of epoch 0
         self._backbone = self._fingerprint_of_backbone()
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Fits the head and puts it into the model; there are no checkpoints to resume from."""
         start = time.time()
         fitted = self.fit()
-        samples = len(self.train_dataset)
-        return TrainOutput(0, 0.0, speed_metrics("train", start, num_samples=samples) | fitted)
+        return TrainOutput(0, 0.0, speed_metrics("train", start, num_samples=len(self.train_dataset)) | fitted)
 
     def fit(self) -> dict[str, float]:
         """Puts a fitted head into the model; returns what there is to say of it, for `all_results.json`."""
@@ -86,9 +87,8 @@ class ProbeTrainer(ViTTrainer):
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer does, on the split's features."""
-        return super().evaluate(
-            self.features_of(self.eval_dataset if eval_dataset is None else eval_dataset), *args, **kwargs
-        )
+        images = self.eval_dataset if eval_dataset is None else eval_dataset
+        return super().evaluate(self.features_of(images), *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer does, on the split's features."""
@@ -145,7 +145,7 @@ class ProbeTrainer(ViTTrainer):
         parts: list[tuple[torch.Tensor, torch.Tensor]] = []
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
         with tqdm(total=len(images), desc="Features", unit=" images", disable=quiet) as progress:
-            for inputs in self.get_test_dataloader(images):
+            for inputs in self.get_test_dataloader(cast(Any, images)):
                 inputs = self._prepare_inputs(inputs)
                 with self.accelerator.autocast():
                     outputs = self.model.vit(inputs["pixel_values"])
@@ -185,8 +185,8 @@ class LinearProbeTrainer(ProbeTrainer):
         self._put(head)
         self.method = {
             "method": f"linear probe: logistic regression on {head.weight.shape[1]:,} features of the frozen backbone",
-            "penalty": f"L2, C = {c:.2g} for standardised features: of {LOGISTIC_C[0]:g} to {LOGISTIC_C[-1]:g}, that "
-            "of the lowest loss on the validation split",
+            "penalty": f"L2, C = {c:.2g} for standardised features, of {LOGISTIC_C[0]:g} to {LOGISTIC_C[-1]:g} that of "
+            "the lowest loss on the validation split",
         }
         return {"linear_probe_c": c}
 
@@ -241,10 +241,13 @@ class FewShotTrainer(ProbeTrainer):
             metrics[f"{name}_margin"] = t_margin(hits)
             said += f" ± {metrics[f'{name}_margin'] * 100:.2f} (95 % interval by Student's t)"
         split = "test" if metric_key_prefix == "test" else "validation"
+        result = f"{self.shots} images a class reach {said} of the {split} split, the mean of {len(hits)} draws."
+        if self.is_world_process_zero():
+            print(result)
         self.remark = (
-            f"Few-shot accuracy: {self.shots} images a class reach {said} of the {split} split, the mean of "
-            f"{len(hits)} draws. The table is of the head in this folder, that of the draw with seed {self.seeds[0]}. "
-            "Its logits are the regression's values around -1 and 1: their order means something, not their softmax."
+            f"Few-shot accuracy: {result} The table is of the head in this folder, that of the draw with seed "
+            f"{self.seeds[0]}. Its logits are the regression's values around -1 and 1: their order means something, "
+            "their softmax does not."
         )
         return metrics
 
@@ -282,12 +285,13 @@ def draw_shots(labels: list[int], names: list[str], shots: int, seed: int) -> li
 
 
 def _fingerprint_of(rows: Dataset) -> str:
-    """Tells rows by what they hold; a file that they only name, by its size and time."""
+    """Tells rows by what they hold, and a file that they only name by its size and time."""
     digest = hashlib.blake2b(digest_size=8)
-    for row in rows:
-        image = row["image"] or {"bytes": None, "path": None}
-        if image["bytes"] is None and image["path"] and os.path.isfile(image["path"]):
-            file = os.stat(image["path"])
-            digest.update(f"{file.st_size} {file.st_mtime_ns}".encode())
+    row: Any
+    for row in rows.with_format(None):
         digest.update(repr(row).encode())
+        path = row["image"] and not row["image"]["bytes"] and row["image"]["path"]
+        if path and os.path.isfile(path):
+            file = os.stat(path)
+            digest.update(f"{file.st_size} {file.st_mtime_ns}".encode())
     return digest.hexdigest()
