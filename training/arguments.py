@@ -122,7 +122,7 @@ class ViTTrainingArguments(TrainingArguments):
     )
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "Evaluate and keep a moving average of the weights, with a decay of e.g. 0.999."},
+        metadata={"help": "Evaluate and keep a moving average of the weights, with this decay, 0.999 say."},
     )
     class_weights: str | None = field(
         default=None, metadata={"help": "'balanced' lets every class count alike in the training loss."}
@@ -195,7 +195,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     """The command line, over the recipe, over the defaults.
 
     Without `--recipe`, `--dataset digits` takes the recipe of that name, a variant to train from scratch takes
-    `scratch-small`, and a checkpoint that is to classify takes `finetune`; without `--output_dir`, the run goes to `runs/` and the data set's name.
+    `scratch-small`, and a checkpoint that is to classify takes `finetune`; without `--output_dir`, the run goes to
+    `runs/` and the data set's name.
 
     Raises:
         InputError: an unknown flag or recipe, or a value that does not fit.

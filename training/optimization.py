@@ -96,19 +96,20 @@ class Muon(torch.optim.Optimizer):
         self.rest.param_groups = self._groups(muon=False)  # both are other objects once a state was loaded
         self.rest.state = self.state
         self.rest.step()
-        shapes: dict[tuple[int, ...], list[tuple[nn.Parameter, torch.Tensor, dict[str, Any]]]] = defaultdict(list)
+        shapes: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor, dict[str, Any]]]] = defaultdict(list)
         for group in self._groups(muon=True):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     update = self._momentum(parameter, parameter.grad)
-                    shapes[tuple(sorted(update.shape))].append((parameter, update, group))
+                    wide = update if update.shape[0] <= update.shape[1] else update.T
+                    shapes[wide.shape].append((parameter, wide, group))
         for matrices in shapes.values():
-            wide = [update if update.shape[0] <= update.shape[1] else update.T for _, update, _ in matrices]
-            for (parameter, update, group), direction in zip(matrices, orthogonalized(torch.stack(wide))):
+            parameters, updates, groups = zip(*matrices)
+            for parameter, direction, group in zip(parameters, orthogonalized(torch.stack(updates)), groups):
                 rows, columns = parameter.shape
-                direction = direction if rows <= columns else direction.T
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(direction, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+                step = group["lr"] * math.sqrt(max(1, rows / columns))
+                parameter.add_(direction if rows <= columns else direction.T, alpha=-step)
         return loss
 
     def _momentum(self, parameter: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
