@@ -71,8 +71,8 @@ class Muon(torch.optim.Optimizer):
 
     Muon replaces a matrix's momentum by the nearest semi-orthogonal matrix, which five steps of a Newton-Schulz
     iteration approximate (Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks",
-    https://kellerjordan.github.io/posts/muon/). This is `torch.optim.Muon` with its defaults, bit for bit, but that
-    matrices of one shape go through the iteration together: small ones cost half as much.
+    https://kellerjordan.github.io/posts/muon/). This computes what `torch.optim.Muon` does with its defaults, but
+    matrices of one shape go through the iteration together, which is faster where they are small.
 
     Args:
         params: groups as of `parameter_groups`; those with `"muon"` true are Muon's.

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -75,10 +76,10 @@ def train(argv: Sequence[str]) -> TrainingResult:
         splits["train"] = oversampled(splits["train"], arguments.seed)
     if classifying:
         model, processor = build_model(model_arguments, splits["train"].features["label"].names)
-        weights = None
+        multi_label, weights = model.config.problem_type == "multi_label_classification", None
         if arguments.class_weights == "balanced":
-            weights = balanced_class_weights(splits["train"]["label"][:], len(model.config.labels))
-        multi_label = model.config.problem_type == "multi_label_classification"
+            counts = np.bincount(splits["train"]["label"], minlength=len(model.config.labels))
+            weights = balanced_class_weights(counts, len(splits["train"]), multi_label)
         loss = ClassificationLoss(arguments.label_smoothing_factor, weights, multi_label)
         labels = class_labels
         trainer_class = partial(ViTTrainer, compute_metrics=compute_metrics, compute_loss_func=loss)

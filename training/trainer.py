@@ -74,7 +74,6 @@ class ViTTrainer(Trainer):
                     name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()
                 }
             self.model.load_state_dict(self._initial_weights)
-            self.model.zero_grad()
             self.optimizer = None
             set_seed(self.args.seed)
         output = super()._inner_training_loop(batch_size, args, **kwargs)
