@@ -47,22 +47,19 @@ def parameter_groups(
     for depth, layer in enumerate(vit.layers, start=1):
         depths |= dict.fromkeys(layer.parameters(), depth)
     top = len(vit.layers) + 1
-    groups: dict[tuple[bool, int, bool], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # The mask token stands in for embedded patches, though it is the objective's and not the encoder's.
             depth = 0 if name.endswith("mask_token") else depths.get(parameter, top)
-            muon = muon_learning_rate is not None and 0 < depth < top and parameter.ndim == 2
+            muon, rate = False, learning_rate
+            if muon_learning_rate is not None and 0 < depth < top and parameter.ndim == 2:
+                muon, rate = True, muon_learning_rate
             decays = name.endswith("weight") and parameter.ndim > 1
-            groups[muon, top - depth, decays].append(parameter)
+            groups[muon, rate * layer_lr_decay ** (top - depth), decays].append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": (muon_learning_rate if muon else learning_rate) * layer_lr_decay**steps,
-            "weight_decay": weight_decay if decays else 0.0,
-            "muon": muon,
-        }
-        for (muon, steps, decays), parameters in sorted(groups.items(), key=lambda item: item[0][:2])
+        {"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0, "muon": muon}
+        for (muon, rate, decays), parameters in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1]))
     ]
 
 
