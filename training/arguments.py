@@ -188,7 +188,7 @@ class ViTTrainingArguments(TrainingArguments):
     )
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "Evaluate and keep a moving average of the weights, with a decay of e.g. 0.999."},
+        metadata={"help": "Evaluate and keep a moving average of the weights, with this decay, 0.999 say."},
     )
     class_weights: str | None = field(
         default=None, metadata={"help": "'balanced' lets every class count alike in the training loss."}

@@ -3,8 +3,6 @@
 vitrail train --dataset FOLDER --model B/16 --label_smoothing_factor 0.1 --class_weights balanced
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -47,19 +45,18 @@ class ClassificationLoss:
         return loss / images
 
 
-def balanced_class_weights(labels: Sequence, num_labels: int) -> torch.Tensor:
-    """Weights that let every class count alike, (num_labels,).
+def balanced_class_weights(counts: np.ndarray, images: int, multi_label: bool) -> torch.Tensor:
+    """Weights that let every class count alike, (K,).
 
     Args:
-        labels: the training images' class indices, or for each a list of them.
-        num_labels: K.
+        counts: (K,), the training images of each class.
+        images: how many training images there are.
+        multi_label: whether an image can have several classes.
 
     Returns:
-        of n images with n_c of class c: n / (K n_c), whose mean over the images is 1; of lists, (n - n_c) / n_c, so
-        that presence and absence count alike. A class without images has the weight of one with a single image.
+        of n images, n_c of them of class c: n / (K n_c), whose mean over the images is 1; where they can have several
+        classes, (n - n_c) / n_c, so that presence and absence count alike. A class without images counts as one image.
     """
-    multi_label = isinstance(labels[0], Sequence)
-    indices = np.concatenate([np.asarray(each, dtype=np.int64) for each in labels]) if multi_label else labels
-    counts = np.bincount(np.asarray(indices), minlength=num_labels).clip(min=1)
-    weights = (len(labels) - counts) / counts if multi_label else len(labels) / (num_labels * counts)
+    counts = counts.clip(min=1)
+    weights = (images - counts) / counts if multi_label else images / (len(counts) * counts)
     return torch.tensor(weights, dtype=torch.float32)

@@ -47,22 +47,19 @@ def parameter_groups(
     for depth, layer in enumerate(vit.layers, start=1):
         depths |= dict.fromkeys(layer.parameters(), depth)
     top = len(vit.layers) + 1
-    groups: dict[tuple[bool, int, bool], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # The mask token stands in for embedded patches, though it is the objective's and not the encoder's.
             depth = 0 if name.endswith("mask_token") else depths.get(parameter, top)
-            muon = muon_learning_rate is not None and 0 < depth < top and parameter.ndim == 2
+            muon, rate = False, learning_rate
+            if muon_learning_rate is not None and 0 < depth < top and parameter.ndim == 2:
+                muon, rate = True, muon_learning_rate
             decays = name.endswith("weight") and parameter.ndim > 1
-            groups[muon, top - depth, decays].append(parameter)
+            groups[muon, rate * layer_lr_decay ** (top - depth), decays].append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": (muon_learning_rate if muon else learning_rate) * layer_lr_decay**steps,
-            "weight_decay": weight_decay if decays else 0.0,
-            "muon": muon,
-        }
-        for (muon, steps, decays), parameters in sorted(groups.items(), key=lambda item: item[0][:2])
+        {"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0, "muon": muon}
+        for (muon, rate, decays), parameters in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1]))
     ]
 
 
@@ -71,8 +68,8 @@ class Muon(torch.optim.Optimizer):
 
     Muon replaces a matrix's momentum by the nearest semi-orthogonal matrix, which five steps of a Newton-Schulz
     iteration approximate (Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks",
-    https://kellerjordan.github.io/posts/muon/). This is `torch.optim.Muon` with its defaults, bit for bit, but that
-    matrices of one shape go through the iteration together: small ones cost half as much.
+    https://kellerjordan.github.io/posts/muon/). This computes what `torch.optim.Muon` does with its defaults, but
+    matrices of one shape go through the iteration together, which is faster where they are small.
 
     Args:
         params: groups as of `parameter_groups`; those with `"muon"` true are Muon's.
@@ -96,19 +93,20 @@ class Muon(torch.optim.Optimizer):
         self.rest.param_groups = self._groups(muon=False)  # both are other objects once a state was loaded
         self.rest.state = self.state
         self.rest.step()
-        shapes: dict[tuple[int, ...], list[tuple[nn.Parameter, torch.Tensor, dict[str, Any]]]] = defaultdict(list)
+        shapes: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor, dict[str, Any]]]] = defaultdict(list)
         for group in self._groups(muon=True):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     update = self._momentum(parameter, parameter.grad)
-                    shapes[tuple(sorted(update.shape))].append((parameter, update, group))
+                    wide = update if update.shape[0] <= update.shape[1] else update.T
+                    shapes[wide.shape].append((parameter, wide, group))
         for matrices in shapes.values():
-            wide = [update if update.shape[0] <= update.shape[1] else update.T for _, update, _ in matrices]
-            for (parameter, _, group), direction in zip(matrices, orthogonalized(torch.stack(wide))):
+            parameters, updates, groups = zip(*matrices)
+            for parameter, direction, group in zip(parameters, orthogonalized(torch.stack(updates)), groups):
                 rows, columns = parameter.shape
-                direction = direction if rows <= columns else direction.T
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(direction, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+                step = group["lr"] * math.sqrt(max(1, rows / columns))
+                parameter.add_(direction if rows <= columns else direction.T, alpha=-step)
         return loss
 
     def _momentum(self, parameter: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:

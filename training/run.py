@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
 
@@ -168,10 +169,10 @@ def _classifier_trainer(
         "linear-probe": LinearProbeTrainer,
         "few-shot": partial(FewShotTrainer, shots=how.shots, draws=how.shot_draws),
     }
-    weights = None
+    multi_label, weights = model.config.problem_type == "multi_label_classification", None
     if arguments.class_weights == "balanced":
-        weights = balanced_class_weights(rows["label"][:], model.config.num_labels)
-    multi_label = model.config.problem_type == "multi_label_classification"
+        counts = np.bincount(rows["label"], minlength=model.config.num_labels)
+        weights = balanced_class_weights(counts, len(rows), multi_label)
     return partial(
         trainers[how.method],
         compute_loss_func=ClassificationLoss(arguments.label_smoothing_factor, weights, multi_label),

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.training_args import OptimizerNames
 
 from vitrail.modeling import InputError, ViTImageProcessor
 from vitrail.training.arguments import ViTTrainingArguments
@@ -63,7 +64,7 @@ class ViTTrainer(ResumableTrainer):
         if not kwargs.keys().isdisjoint(("params", "model", "optimizer_dict")):
             if args.layer_lr_decay != 1 or args.muon_learning_rate is not None:
                 raise InputError(
-                    f"--optim {args.optim.value} groups the parameters itself; leave out --layer_lr_decay and "
+                    f"--optim {OptimizerNames(args.optim).value} groups the parameters itself; leave out --layer_lr_decay and "
                     "--muon_learning_rate."
                 )
             return optimizer_class, kwargs
@@ -84,12 +85,12 @@ class ViTTrainer(ResumableTrainer):
     def _inner_training_loop(self, batch_size: int | None = None, args: Any = None, **kwargs) -> TrainOutput:
         """All batch sizes that `auto_find_batch_size` tries begin with the same weights, and nothing else is left."""
         if self.args.auto_find_batch_size:
+            model = cast("nn.Module", self.model)
             if self._initial_weights is None:
                 self._initial_weights = {
-                    name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()
+                    name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()
                 }
-            self.model.load_state_dict(self._initial_weights)
-            self.model.zero_grad()
+            model.load_state_dict(self._initial_weights)
             self.optimizer = None
             set_seed(self.args.seed)
         output = super()._inner_training_loop(batch_size, args, **kwargs)
@@ -100,7 +101,7 @@ class ViTTrainer(ResumableTrainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self.args.ema_decay is not None:
             self.remove_callback(WeightAverage)  # of a batch size that was too large
-            self.weight_average = WeightAverage(self.args.ema_decay, self.model)
+            self.weight_average = WeightAverage(self.args.ema_decay, cast("nn.Module", self.model))
             self.add_callback(self.weight_average)
             if resume_from_checkpoint is not None:
                 self.weight_average.load(Path(resume_from_checkpoint))
