@@ -20,7 +20,7 @@ from vitrail.training.augmentation import EvaluationTransform, TrainingTransform
 from vitrail.training.building import build_model
 from vitrail.training.data import load_images, load_splits, with_validation
 from vitrail.training.metrics import class_results, compute_metrics, judge
-from vitrail.training.pictures import save_judgements, save_samples
+from vitrail.training.pictures import save_confusions, save_mistakes, save_samples
 from vitrail.training.provenance import provenance_of
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
@@ -96,7 +96,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
     for split in [split for split in held_out if split in splits]:  # the last is the one that the pictures show
         metrics |= trainer.evaluate(transformed[split], metric_key_prefix=held_out[split])
         if classifying:
-            classes = class_results(trainer.judgements, splits[split]["label"], model.config.labels)
+            classes = class_results(trainer.judgements, model.config.labels)
             metrics |= {f"{held_out[split]}_{name}": figures for name, figures in classes.items()}
 
     trainer.results = metrics
@@ -107,7 +107,9 @@ def train(argv: Sequence[str]) -> TrainingResult:
     if isinstance(model, ViTForImageClassification):
         shown = splits["test" if "test" in splits else "validation"]
         samples = save_samples(model, processor, shown, output_dir)
-        trainer.pictures = save_judgements(model, processor, shown, trainer.judgements, output_dir)
+        confusions = save_confusions(trainer.judgements, model.config.labels, output_dir)
+        mistakes = save_mistakes(model, processor, shown, trainer.judgements, output_dir)
+        trainer.pictures = [confusions, mistakes] if mistakes else [confusions]
     trainer.create_model_card()
     if arguments.push_to_hub:
         trainer.push_to_hub()
