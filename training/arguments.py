@@ -14,6 +14,7 @@ from typing import Any, NoReturn, cast
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available, is_trackio_available
 
 from vitrail.modeling import InputError
 from vitrail.modeling.configuration_vit import VARIANTS
@@ -25,6 +26,9 @@ RECIPE_NAMES = sorted(path.name.removesuffix(".yaml") for path in _RECIPES.iterd
 
 # What can be learned, and by which figures the best of a training can be chosen.
 OBJECTIVES = {"classification": ("accuracy", "f1_macro", "loss"), "masked-patch": ("accuracy", "loss")}
+
+
+_REPORTERS = {"tensorboard": is_tensorboard_available, "trackio": is_trackio_available}
 
 
 @dataclass
@@ -145,7 +149,11 @@ class ViTTrainingArguments(TrainingArguments):
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False  # there is nothing to choose from
         self.remove_unused_columns = False  # rows become tensors lazily, after the Trainer would look for its columns
+        self.run_name = self.run_name or self.output_dir  # else the final evaluation would be a run of its own
         super().__post_init__()
+        for reporter, available in _REPORTERS.items():
+            installed = reporter not in (self.report_to or []) or available()
+            _require(installed, f"report_to {reporter} needs a package that is not installed: pip install {reporter}")
         self.dataloader_pin_memory &= torch.accelerator.is_available()
 
 

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -235,7 +235,7 @@ def _metadata(
             )
             for (prefix, metric), value in figures.items()
         ],
-        **provenance.license,
+        **cast("dict[str, Any]", provenance.license),
     ).to_yaml()
 
 

@@ -66,8 +66,8 @@ def evaluate(
         trainer = Trainer(
             network,
             arguments,
-            compute_metrics=partial(compute_metrics, num_labels=network.config.num_labels),
-            preprocess_logits_for_metrics=judge,
+            compute_metrics=partial(compute_metrics, num_labels=len(network.config.labels)),
+            preprocess_logits_for_metrics=cast(Any, judge),
         )
         evaluated = trainer.predict(
             cast(Any, rows.with_transform(EvaluationTransform(processor))), metric_key_prefix="eval"

@@ -21,6 +21,7 @@ from vitrail.training.building import build_model
 from vitrail.training.data import load_images, load_splits, with_validation
 from vitrail.training.metrics import class_results, compute_metrics, judge
 from vitrail.training.pictures import save_confusions, save_mistakes, save_samples
+from vitrail.training.progress import draw_bars_on_terminals_alone
 from vitrail.training.provenance import provenance_of
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
@@ -51,6 +52,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
     Raises:
         InputError: a flag, the data set, an image or the base model cannot be used.
     """
+    draw_bars_on_terminals_alone()
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
     checkpoint = _checkpoint(arguments)
@@ -70,7 +72,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
     images = {str(split): len(rows) for split, rows in splits.items()}
     if classifying:
         model, processor = build_model(model_arguments, splits["train"].features["label"].names)
-        metrics_of = partial(compute_metrics, num_labels=model.config.num_labels)
+        metrics_of = partial(compute_metrics, num_labels=len(model.config.labels))
         labels = class_labels
         trainer_class = partial(ViTTrainer, compute_metrics=metrics_of, preprocess_logits_for_metrics=judge)
     else:

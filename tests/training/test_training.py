@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor
 from vitrail.training import train
+from vitrail.training.arguments import _REPORTERS
 from vitrail.training.evaluation import evaluate
 
 
@@ -191,13 +192,18 @@ def test_truncated_image_is_named(image_folder, tiny_flags, tmp_path):
         (["--dataset", "digits", "--config_overrides", "{"], "config_overrides is not JSON"),
         (["--dataset", "digits", "--config_overrides", '{"depth": 3}'], "sets 'depth', which is no field of ViTConfig"),
         (["--dataset", "digits", "--config_overrides", "[1]"], "config_overrides must be a JSON object"),
+        (
+            ["--dataset", "digits", "--report_to", "trackio"],
+            "report_to trackio needs .*: pip install trackio",
+        ),
         (["--dataset", "digits", "--report_to", "nobody"], "The Trainer cannot start: nobody is not supported"),
         (["--dataset", "digits", "--recipe", "scratch-small"], "Say what to train with --model"),
         (["--dataset", "digits", "--resume_from_checkpoint", "nowhere"], "There is no checkpoint nowhere"),
         (["--dataset", "digits", "--resume_from_checkpoint", "last"], "There is no checkpoint in"),
     ],
 )
-def test_bad_flags_are_one_sentence(flags, message, tmp_path):
+def test_bad_flags_are_one_sentence(flags, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(_REPORTERS, "trackio", lambda: False)
     with pytest.raises(InputError, match=message):
         train([*flags, "--output_dir", str(tmp_path)])
 
