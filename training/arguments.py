@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available, is_trackio_available
 from transformers.training_args import OptimizerNames
 from transformers.utils import is_peft_available
 
@@ -37,6 +38,9 @@ POLICIES = ("none", "randaugment", "trivialaugment")
 # How much of a model learns; the recipe of the same name goes with each but the first.
 METHODS = ("full", "lora", "linear-probe", "few-shot")
 FROZEN = ("linear-probe", "few-shot")
+
+
+_REPORTERS = {"tensorboard": is_tensorboard_available, "trackio": is_trackio_available}
 
 
 @dataclass
@@ -288,7 +292,11 @@ class ViTTrainingArguments(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # there are none, and looking for them costs time in every step
         self.remove_unused_columns = False  # rows become tensors lazily, after the Trainer would look for its columns
+        self.run_name = self.run_name or self.output_dir  # else the final evaluation would be a run of its own
         super().__post_init__()
+        for reporter, available in _REPORTERS.items():
+            installed = reporter not in (self.report_to or []) or available()
+            _require(installed, f"report_to {reporter} needs a package that is not installed: pip install {reporter}")
         self.dataloader_pin_memory &= torch.accelerator.is_available()
 
     def _process_fsdp_args(self) -> dict[str, Any] | None:

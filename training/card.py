@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -28,7 +28,9 @@ _SPLITS = {"eval": "validation", "test": "test"}
 _METRICS = {
     "accuracy": ("Accuracy", "accuracy"),
     "top5_accuracy": ("Top-5 accuracy", "top-5-accuracy"),
+    "mAP": ("Mean average precision", "mAP"),
     "commonest_share": ("Always the commonest colour", "commonest-share"),
+    "f1_micro": ("Micro-F1", "f1"),
     "f1_macro": ("Macro-F1", "f1"),
     "calibration_error": ("Calibration error", "expected-calibration-error"),
     "loss": ("Loss", "loss"),
@@ -131,6 +133,12 @@ _OBJECTIVES = {
 }
 
 
+_MULTI_LABEL = (
+    "A Vision Transformer that says of each of {classes:,} classes whether an image has it; an image may have several "
+    "or none. Its scores are sigmoids, each a probability by itself; F1 is measured at one half."
+)
+
+
 def model_card(
     model: ViTForImageClassification | ViTForMaskedPatchPrediction,
     arguments: ViTTrainingArguments,
@@ -156,6 +164,7 @@ def model_card(
         remote_code: whether stock transformers needs the code in the folder to load it.
     """
     config, objective = model.config, _OBJECTIVES[arguments.objective]
+    purpose = _MULTI_LABEL if config.problem_type == "multi_label_classification" else objective.purpose
     assert arguments.output_dir is not None  # parse_arguments sees to it
     folder = Path(arguments.output_dir).resolve()
     location = arguments.hub_model_id or str(folder)
@@ -168,7 +177,7 @@ def model_card(
     text = _TEXT.format(
         metadata=_metadata(name, objective, provenance, splits, metrics, model.model_tags or []),
         name=_markdown(name),
-        purpose=objective.purpose.format(classes=config.num_labels),
+        purpose=purpose.format(classes=config.num_labels),
         explanation=objective.explanation,
         origin=_origin(provenance),
         results="\n\n".join(results),
@@ -226,7 +235,7 @@ def _metadata(
             )
             for (prefix, metric), value in figures.items()
         ],
-        **provenance.license,
+        **cast("dict[str, Any]", provenance.license),
     ).to_yaml()
 
 
@@ -243,8 +252,12 @@ def _results(splits: list[str], provenance: Provenance, metrics: dict[str, Any])
     table = [["split", "images", *(_METRICS[metric][0] for metric in measured)]]
     for prefix in splits:
         figures = [f"{metrics[f'{prefix}_{metric}']:.4f}" for metric in measured]
-        table.append([_SPLITS[prefix], f"{provenance.images[_SPLITS[prefix]]:,}", *figures])
+        table.append([_SPLITS[prefix], _count(provenance, _SPLITS[prefix]), *figures])
     return _table(table)
+
+
+def _count(provenance: Provenance, split: str) -> str:
+    return f"{provenance.images[split]:,}" if split in provenance.images else "streamed"
 
 
 def _weights(arguments: ViTTrainingArguments, state: TrainerState, splits: list[str]) -> str:
@@ -310,8 +323,9 @@ def _training(
     method: dict[str, str],
 ) -> str:
     rows = {"images": ", ".join(f"{count:,} {split}" for split, count in provenance.images.items())}
-    if provenance.skipped:
-        rows["left out"] = f"{provenance.skipped:,} images that could not be read"
+    skipped = {split: metrics.get(f"skipped_images_{split}", 0) for split in ("train", *_SPLITS.values())}
+    if any(skipped.values()):
+        rows["unreadable, left out"] = ", ".join(f"{count:,} {split}" for split, count in skipped.items() if count)
     rows |= method
     if state.global_step:  # else it took no steps
         rows |= {
@@ -335,8 +349,12 @@ def _training(
     table = _table([["", ""], *([key, value] for key, value in rows.items())])
     if not provenance.settings:
         return table
-    settings = [[f"`--{name}`", _markdown(f"{value}")] for name, value in sorted(provenance.settings.items())]
-    return f"{table}\n\n{_folded('Every setting that is not a default', _table([['flag', 'value'], *settings]))}"
+    settings = [[f"`--{name}`", _setting(value)] for name, value in sorted(provenance.settings.items())]
+    return f"{table}\n\n{_folded('Settings', _table([['flag', 'value'], *settings]))}"
+
+
+def _setting(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else _markdown(f"{value}", letters=1000)
 
 
 def _epochs(arguments: ViTTrainingArguments, state: TrainerState) -> str:
@@ -408,13 +426,12 @@ def _linked(name: str, identifier: str | None, site: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name on one line, without letters that cannot be written."""
-    joined = " ".join(text.split())
-    return "".join(letter for letter in joined if letter.isprintable() or letter in "\u200c\u200d")  # of emoji, too
+    """A name on one line, without letters that cannot be written; those that join emoji stay."""
+    return " ".join("".join(c for c in text if c.isprintable() or c.isspace() or c in "\u200c\u200d").split())
 
 
-def _markdown(text: str) -> str:
+def _markdown(text: str, letters: int = _LETTERS) -> str:
     """A name as running text, whatever its letters mean to Markdown or HTML, and not too long to read."""
     text = _plain(text)
-    text = text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
-    return re.sub(r"([\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    text = text if len(text) <= letters else f"{text[: letters - 1]}…"
+    return re.sub(r"([\\`*\[\]<>|~$&#]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)

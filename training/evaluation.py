@@ -18,7 +18,7 @@ from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProc
 from vitrail.training.augmentation import EvaluationTransform
 from vitrail.training.data import load_splits, split_name
 from vitrail.training.metrics import Judgements, class_results, compute_metrics, judge
-from vitrail.training.pictures import save_judgements
+from vitrail.training.pictures import save_confusions, save_mistakes
 from vitrail.training.precision import choose_attention, has_fast_bf16
 
 
@@ -70,8 +70,8 @@ def evaluate(
         trainer = Trainer(
             network,
             arguments,
-            compute_metrics=partial(compute_metrics, num_labels=network.config.num_labels),
-            preprocess_logits_for_metrics=judge,
+            compute_metrics=partial(compute_metrics, num_labels=len(network.config.labels)),
+            preprocess_logits_for_metrics=cast(Any, judge),
         )
         evaluated = trainer.predict(
             cast(Any, rows.with_transform(EvaluationTransform(processor))), metric_key_prefix="eval"
@@ -79,10 +79,11 @@ def evaluate(
     metrics = (evaluated.metrics or {}) | {"eval_split": split, "eval_samples": len(rows)}
     if output is not None:
         judgements = Judgements(*evaluated.predictions)
-        classes = class_results(judgements, cast(Any, evaluated.label_ids), network.config.labels)
+        classes = class_results(judgements, network.config.labels)
         whole = metrics | {f"eval_{name}": figures for name, figures in classes.items()}
         (output / "evaluation.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-        save_judgements(network, processor, rows, judgements, output)
+        save_confusions(judgements, network.config.labels, output)
+        save_mistakes(network, processor, rows, judgements, output)
     return metrics
 
 

@@ -27,12 +27,14 @@ class Judgements(NamedTuple):
         probabilities: (n,) how likely it is, in (0, 1].
         ranks: (n,) how many classes come before the true one, in [0, K).
         losses: (n,) the cross-entropy in nats, -log of the true class's probability.
+        references: (n,) the true class.
     """
 
     predictions: np.ndarray
     probabilities: np.ndarray
     ranks: np.ndarray
     losses: np.ndarray
+    references: np.ndarray
 
 
 def judge(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -45,7 +47,7 @@ def judge(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...
     true = logits.gather(-1, labels[:, None])
     earlier = torch.arange(logits.shape[-1], device=logits.device) < labels[:, None]
     ranks = ((logits > true) | (logits == true) & earlier).sum(-1)
-    return logits.argmax(-1), best.values, ranks, F.cross_entropy(logits, labels, reduction="none")
+    return logits.argmax(-1), best.values, ranks, F.cross_entropy(logits, labels, reduction="none"), labels
 
 
 class Accuracy(evaluate.Metric):
@@ -91,10 +93,11 @@ def compute_metrics(prediction: EvalPrediction, num_labels: int) -> dict[str, fl
     """Accuracy, macro-F1, calibration error and, among more than five classes, top-5 accuracy.
 
     Args:
-        prediction: `Judgements` and the class indices (n,) that they are about.
+        prediction: its predictions are `Judgements`.
         num_labels: K, how many classes there are.
     """
-    judgements, references = Judgements(*prediction.predictions), np.asarray(prediction.label_ids)
+    judgements = Judgements(*prediction.predictions)
+    references = judgements.references
     results: dict[str, float] = {}
     for metric in (Accuracy(keep_in_memory=True), MacroF1(keep_in_memory=True)):
         results |= metric.compute(predictions=judgements.predictions, references=references) or {}
@@ -107,12 +110,11 @@ def compute_metrics(prediction: EvalPrediction, num_labels: int) -> dict[str, fl
     return results
 
 
-def class_results(judgements: Judgements, references: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, dict]]:
+def class_results(judgements: Judgements, labels: Sequence[str]) -> dict[str, dict[str, dict]]:
     """What is to be said of each class; it nests, and is no part of `compute_metrics` because the Trainer logs that.
 
     Args:
         judgements: of n images.
-        references: (n,) their true classes.
         labels: the K classes' names.
 
     Returns:
@@ -120,7 +122,7 @@ def class_results(judgements: Judgements, references: np.ndarray, labels: Sequen
             there is nothing to divide by.
         `confusion_matrix`: of each name the names it was taken for, and how often; those it never was are left out.
     """
-    names = _distinct(labels)
+    names, references = _distinct(labels), judgements.references
     columns = precision_recall_fscore_support(
         references, judgements.predictions, labels=range(len(names)), zero_division=cast(Any, np.nan)
     )

@@ -43,35 +43,40 @@ def save_samples(
     return [_save_sample(image, output_dir / "samples" / f"{i}.png") for i, image in enumerate(images)]
 
 
-def save_judgements(
+def save_confusions(judgements: Judgements, labels: Sequence[str], output_dir: Path) -> str:
+    """Saves `confusion_matrix.png` of classes with these names; returns the file's name."""
+    figure = confusion_figure(judgements.predictions, judgements.references, labels)
+    figure.savefig(output_dir / "confusion_matrix.png", dpi=_DPI)
+    return "confusion_matrix.png"
+
+
+def save_mistakes(
     model: ViTForImageClassification,
     processor: ViTImageProcessor,
     rows: Dataset,
     judgements: Judgements,
     output_dir: Path,
-) -> list[str]:
-    """Saves `confusion_matrix.png` and, if there are any, the `worst_mistakes.png`; one of an earlier run is removed.
+) -> str | None:
+    """Saves `worst_mistakes.png` of the images with the highest loss among those that the model got wrong.
 
     Args:
         model: the classifier, with its classes' names.
         processor: its own.
         rows: n images, undecoded, with the `label` of each.
         judgements: of these images.
-        output_dir: a folder.
+        output_dir: where the file goes; one of an earlier training is removed.
 
     Returns:
-        the names of the files.
+        the file's name, or None if there are no mistakes.
     """
-    references = np.asarray(rows["label"])
-    figure = confusion_figure(judgements.predictions, references, model.config.labels)
-    figure.savefig(output_dir / "confusion_matrix.png", dpi=_DPI)
-    worst = (-judgements.losses).argsort(kind="stable")
-    worst = worst[(judgements.predictions != references)[worst]][:_SAMPLES]
     path = output_dir / "worst_mistakes.png"
     path.unlink(missing_ok=True)
-    if len(worst):
-        _looked_at(model, processor, rows, worst)[1].savefig(path, dpi=_DPI)
-    return ["confusion_matrix.png"] + ["worst_mistakes.png"] * bool(len(worst))
+    worst = (-judgements.losses).argsort(kind="stable")
+    worst = worst[(judgements.predictions != judgements.references)[worst]][:_SAMPLES]
+    if not len(worst):
+        return None
+    _looked_at(model, processor, rows, worst)[1].savefig(path, dpi=_DPI)
+    return path.name
 
 
 def confusion_figure(predictions: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> Figure:

@@ -2,8 +2,11 @@
 
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
+import datasets
+import huggingface_hub.utils
+import transformers.utils.logging
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
@@ -12,6 +15,14 @@ from transformers.trainer_utils import has_length
 _SPLITS = {"eval": "validation", "test": "test"}
 _UNSAID = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 _NEWS = 0.1  # how much the last step counts in the speed that is shown
+
+
+def draw_bars_on_terminals_alone() -> None:
+    """Turns off the bars of `datasets`, `huggingface_hub` and `transformers` where they would go to a file."""
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
 
 
 class Progress(TrainerCallback):
@@ -44,7 +55,7 @@ class Progress(TrainerCallback):
         self._first_step, self._seconds_per_step = state.global_step, 0.0
         self._images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         if has_length(train_dataloader) and args.max_steps <= 0:  # the last batch of an epoch may be smaller
-            self._images_per_step = len(train_dataloader.dataset) * args.num_train_epochs / state.max_steps
+            self._images_per_step = len(cast(Any, train_dataloader).dataset) * args.num_train_epochs / state.max_steps
         if self._bar is not None:
             self._bar.close()  # a batch too large for the memory has made the training begin anew
             self._bar = None
@@ -81,7 +92,7 @@ class Progress(TrainerCallback):
             return
         if self._evaluation_bar is None:
             self._evaluation_bar = tqdm(
-                total=len(eval_dataloader.dataset),
+                total=len(cast(Any, eval_dataloader).dataset),
                 desc="evaluation",
                 unit=" images",
                 file=sys.stdout,

@@ -16,12 +16,11 @@ from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainin
 
 # Of transformers' arguments those that change what is learned; the others say where, how often or how fast.
 _LEARNING = {
-    *("activation_checkpointing", "adam_beta1", "adam_beta2", "adam_epsilon", "auto_find_batch_size", "bf16"),
-    *("bf16_full_eval", "data_seed", "dataloader_drop_last", "deepspeed", "fp16", "fp16_full_eval", "fsdp"),
-    *("fsdp_config", "full_determinism", "gradient_accumulation_steps", "gradient_checkpointing"),
-    *("greater_is_better", "label_smoothing_factor", "learning_rate", "load_best_model_at_end", "lr_scheduler_kwargs"),
-    *("lr_scheduler_type", "max_grad_norm", "max_steps", "metric_for_best_model", "num_train_epochs", "optim"),
-    *("optim_args", "optim_target_modules", "per_device_train_batch_size", "seed", "tf32", "torch_compile"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "auto_find_batch_size", "bf16", "bf16_full_eval", "data_seed"),
+    *("dataloader_drop_last", "deepspeed", "fp16", "fp16_full_eval", "fsdp", "full_determinism"),
+    *("gradient_accumulation_steps", "label_smoothing_factor", "learning_rate", "lr_scheduler_kwargs"),
+    *("lr_scheduler_type", "max_grad_norm", "max_steps", "num_train_epochs", "optim", "optim_args"),
+    *("optim_target_modules", "per_device_train_batch_size", "seed", "tf32", "torch_compile"),
     *("torch_compile_backend", "torch_compile_mode", "train_sampling_strategy", "warmup_steps", "weight_decay"),
 }
 # Of ours those that change nothing, or that have a place of their own in the card.
@@ -41,14 +40,13 @@ class Provenance:
         dataset_id: its id on the Hub, if that is where it is.
         base_model: the checkpoint that was fine-tuned; None when trained from scratch.
         base_model_id: its id on the Hub, if that is where it is.
-        images: the number of images per split.
+        images: the number of images per split, where it is known.
         dataset_config, dataset_revision: the configuration and revision of a data set on the Hub, where one was named.
         license: `license` and, if it is another than the Hub lists, `license_name` and `license_link`; empty when
             nobody has said.
         license_inherited: whether it is the base model's.
         settings: the arguments that say how the model was trained, by their flags' names, where they are not
             transformers' defaults or ours; and what is done to the images, in any case.
-        skipped: images left out because they could not be read.
     """
 
     dataset: str
@@ -61,7 +59,6 @@ class Provenance:
     license: dict[str, str] = field(default_factory=dict)
     license_inherited: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
-    skipped: int = 0
 
 
 def provenance_of(
@@ -69,14 +66,12 @@ def provenance_of(
     data: DataArguments,
     training: ViTTrainingArguments,
     images: dict[str, int],
-    skipped: int = 0,
 ) -> Provenance:
     """What the arguments of a training say of where its model comes from.
 
     Args:
         model, data, training: as `parse_arguments` returns them.
         images: the number of images per split.
-        skipped: images left out because they could not be read.
     """
     local_data = data.dataset == "digits" or Path(data.dataset).exists()
     base = None if model.model in VARIANTS else model.model
@@ -93,7 +88,6 @@ def provenance_of(
         license={"license": training.license} if training.license else inherited,
         license_inherited=bool(inherited),
         settings=_settings(model, data, training),
-        skipped=skipped,
     )
 
 
@@ -130,4 +124,5 @@ def _license_of(base: str) -> dict[str, str]:
         metadata = metadata_load(card) or {}
     except (ValueError, yaml.YAMLError):  # of somebody else, who may have written anything
         return {}
-    return {name: metadata[name] for name in _LICENSE_FIELDS if isinstance(metadata.get(name), str)}
+    stated = {name: metadata[name] for name in _LICENSE_FIELDS if isinstance(metadata.get(name), str)}
+    return stated if "license" in stated else {}

@@ -32,9 +32,10 @@ from vitrail.training.loading import Batches, as_it_is, settle_input
 from vitrail.training.lora import LoraTrainer
 from vitrail.training.loss import ClassificationLoss, balanced_class_weights
 from vitrail.training.metrics import class_results, compute_metrics, judge
-from vitrail.training.pictures import save_judgements, save_samples
+from vitrail.training.pictures import save_confusions, save_mistakes, save_samples
 from vitrail.training.precision import choose_attention
 from vitrail.training.probes import FewShotTrainer, LinearProbeTrainer
+from vitrail.training.progress import draw_bars_on_terminals_alone
 from vitrail.training.provenance import provenance_of
 from vitrail.training.publishing import prepare_publication, publish
 from vitrail.training.resuming import begin_run, end_run
@@ -71,6 +72,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
         Interrupted: by SIGINT or SIGTERM.
         PublishingError: `--push_to_hub` could never succeed; nothing has been trained.
     """
+    draw_bars_on_terminals_alone()
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
     publication = prepare_publication(arguments)
@@ -126,7 +128,7 @@ def _train(
     for split in [split for split in held_out if split in splits]:  # the last is the one that the pictures show
         metrics |= trainer.evaluate(batches[split], metric_key_prefix=held_out[split])
         if classifying:
-            classes = class_results(trainer.judgements, splits[split]["label"], model.config.labels)
+            classes = class_results(trainer.judgements, model.config.labels)
             metrics |= {f"{held_out[split]}_{name}": figures for name, figures in classes.items()}
     trainer.results = metrics
     trainer.save_model()
@@ -137,7 +139,9 @@ def _train(
             saved = ViTForImageClassification.from_pretrained(output_dir).to(arguments.device)
             shown = splits["test" if "test" in splits else "validation"]
             samples = save_samples(saved, processor, shown, output_dir)
-            trainer.pictures = save_judgements(saved, processor, shown, trainer.judgements, output_dir)
+            confusions = save_confusions(trainer.judgements, model.config.labels, output_dir)
+            mistakes = save_mistakes(saved, processor, shown, trainer.judgements, output_dir)
+            trainer.pictures = [confusions, mistakes] if mistakes else [confusions]
         trainer.create_model_card()
         end_run(output_dir, metrics)
     return metrics, images, samples
