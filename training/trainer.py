@@ -49,8 +49,8 @@ class ViTTrainer(Trainer):
         if not kwargs.keys().isdisjoint(("params", "model", "optimizer_dict")):
             if args.layer_lr_decay != 1 or args.muon_learning_rate is not None:
                 raise InputError(
-                    f"--optim {OptimizerNames(args.optim).value} groups the parameters itself; leave out --layer_lr_decay and "
-                    "--muon_learning_rate."
+                    f"--optim {OptimizerNames(args.optim).value} groups the parameters itself; leave out "
+                    "--layer_lr_decay and --muon_learning_rate."
                 )
             return optimizer_class, kwargs
         kwargs["params"] = parameter_groups(
