@@ -59,7 +59,6 @@ def train(argv: Sequence[str]) -> TrainingResult:
     """
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
-    publication = prepare_publication(arguments)
     checkpoint = _checkpoint(arguments)
     classifying = arguments.objective == "classification"
     set_seed(arguments.seed)
@@ -85,6 +84,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
     evaluation, training = EvaluationTransform(processor, labels), TrainingTransform(processor, data_arguments, labels)
     transforms = dict.fromkeys(splits, evaluation) | {"train": training}
     transformed: dict[Any, Any] = {split: rows.with_transform(transforms[split]) for split, rows in splits.items()}
+    publication = prepare_publication(arguments)
     try:
         trainer = trainer_class(
             model=model,
