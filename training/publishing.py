@@ -33,8 +33,9 @@ def prepare_publication(arguments: ViTTrainingArguments) -> Publication | None:
     )
     if arguments.process_index:  # the first process speaks with the Hub
         return None
-    if arguments.hub_strategy != HubStrategy.END:
-        print(f"hub_strategy {HubStrategy(arguments.hub_strategy).value}: the model is published once, when it is complete.")
+    strategy = HubStrategy(arguments.hub_strategy)
+    if strategy != HubStrategy.END:
+        print(f"hub_strategy {strategy.value}: the model is published once, when it is complete.")
     publication = publication.prepare()
     arguments.hub_model_id = publication.repository
     return publication
