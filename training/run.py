@@ -27,7 +27,7 @@ from vitrail.training.augmentation import (
 from vitrail.training.building import build_model
 from vitrail.training.card import Provenance
 from vitrail.training.data import load_images, load_splits, with_validation
-from vitrail.training.loading import Batches, as_it_is, settle_input
+from vitrail.training.loading import Batches, collate, settle_input
 from vitrail.training.metrics import compute_metrics
 from vitrail.training.pictures import save_samples
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
@@ -85,15 +85,15 @@ def train(argv: Sequence[str]) -> TrainingResult:
 
     evaluation = EvaluationTransform(processor, labels)
     training = TrainingTransform(processor, data_arguments, labels, arguments.seed, model.config.num_labels)
-    batches: dict[Any, Any] = {split: Batches(rows, evaluation) for split, rows in splits.items()}
-    batches["train"] = Batches(splits["train"], training)
+    batches: dict[Any, Any] = {split: Batches(rows, evaluation, evaluation.still) for split, rows in splits.items()}
+    batches["train"] = Batches(splits["train"], training, training.still)
     try:
         trainer = trainer_class(
             model=model,
             args=arguments,
             train_dataset=batches["train"],
             eval_dataset=batches["validation"],
-            data_collator=as_it_is,
+            data_collator=collate,
             callbacks=[EpochOfAugmentation(training)],
             processing_class=processor,
             provenance=_provenance(model_arguments, data_arguments, images),
