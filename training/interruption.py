@@ -133,7 +133,9 @@ def _way_on(argv: Sequence[str], output_dir: Path, flags: str = "") -> str:
         return f"the finished model is in {output_dir}."
     checkpoint = last_checkpoint(output_dir)
     safe = f"{progress_of(checkpoint)} is safe in {checkpoint}" if checkpoint else "there is no checkpoint yet"
-    return " ".join(filter(None, [f"{safe}; go on with: vitrail train", shlex.join(argv), flags]))
+    if checkpoint and "--restart" not in flags and any(flag.split("=")[0] == "--restart" for flag in argv):
+        flags += " --restart false"  # the last one counts
+    return f"{safe}; go on with: vitrail train {shlex.join(argv)} {flags.strip()}".rstrip()
 
 
 _UNWRITABLE = {

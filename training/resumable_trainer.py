@@ -1,5 +1,7 @@
 """The Trainer as which training stops at any moment and goes on as if it had not."""
 
+import math
+import shutil
 import time
 from pathlib import Path
 from signal import SIGTERM
@@ -88,16 +90,19 @@ class ResumableTrainer(Trainer):
         if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
             raise self._diverged(f"The weights are no numbers after step {self.state.global_step:,}")
         output_dir = Path(str(self.args.output_dir))
-        deleted = not output_dir.exists()
+        checkpoint, deleted = output_dir / f"checkpoint-{self.state.global_step}", not output_dir.exists()
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # none goes until the new one is whole
         try:
             super()._save_checkpoint(model, trial)
+            progress = self._progress()
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(checkpoint, progress)
         finally:
             self.args.save_total_limit = limit
-        progress = self._progress()
-        self.accelerator.wait_for_everyone()
+            if self.args.should_save and not is_complete(checkpoint):
+                shutil.rmtree(checkpoint, ignore_errors=True)  # a full disk needs the space
         if self.args.should_save:
-            seal(output_dir / f"checkpoint-{self.state.global_step}", progress)
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(output_dir), save_total_limit=limit, best_model_checkpoint=best)
         self.save_is_due = False
@@ -138,14 +143,28 @@ class ResumableTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        options = [group.keys() for group in self.optimizer.param_groups]
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{checkpoint} was written by another optimiser ({error}); use its --optim.") from error
+        except ValueError as error:  # it groups the weights otherwise
+            raise InputError(f"{checkpoint} was written by another optimiser: {error}.") from error
+        if options != [group.keys() for group in self.optimizer.param_groups]:
+            raise InputError(f"{checkpoint} was written by another optimiser than --optim {self.args.optim.value}.")
 
-    def _init_training_state(self, *args: Any) -> tuple[int, int]:
-        trained = super()._init_training_state(*args)
-        *_, resume_from_checkpoint, _ = args
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        if resume_from_checkpoint is not None and self.args.logging_steps < 1:
+            # A checkpoint has the steps that a share came to, and the Trainer would warn that the two differ.
+            self.args.logging_steps = math.ceil(max_steps * self.args.logging_steps)
+        trained = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
         self.resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
         if self.resumed_from is not None and self.state.best_global_step and self.args.load_best_model_at_end:
             best = self.resumed_from.with_name(f"checkpoint-{self.state.best_global_step}")

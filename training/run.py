@@ -23,7 +23,7 @@ from vitrail.training.data import load_images, load_splits, with_validation
 from vitrail.training.interruption import one_sentence
 from vitrail.training.metrics import compute_metrics
 from vitrail.training.pictures import save_samples
-from vitrail.training.resuming import begin_run, end_run
+from vitrail.training.resuming import begin_run, end_run, starting_point
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
 
@@ -58,16 +58,16 @@ def train(argv: Sequence[str]) -> TrainingResult:
     """
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
-    checkpoint = begin_run(model_arguments, data_arguments, arguments)
+    start = starting_point(model_arguments, data_arguments, arguments)
     with one_sentence(argv, output_dir):
-        return _train(model_arguments, data_arguments, arguments, checkpoint)
+        return _train(model_arguments, data_arguments, arguments, start)
 
 
 def _train(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     arguments: ViTTrainingArguments,
-    checkpoint: str | None,
+    start: Path | None,
 ) -> TrainingResult:
     output_dir = Path(str(arguments.output_dir))
     classifying = arguments.objective == "classification"
@@ -105,6 +105,7 @@ def _train(
         )
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to, --push_to_hub and the like
         raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
+    checkpoint = begin_run(model_arguments, data_arguments, arguments, start)
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trained.metrics | trainer.evaluate()
     if "test" in transformed:

@@ -21,7 +21,7 @@ from vitrail.training import train
 from vitrail.training.arguments import parse_arguments
 from vitrail.training.augmentation import EvaluationTransform
 from vitrail.training.interruption import SignalsAfterStep
-from vitrail.training.resuming import begin_run, last_checkpoint
+from vitrail.training.resuming import begin_run, last_checkpoint, starting_point
 from vitrail.training.trainer import ViTTrainer
 
 
@@ -42,7 +42,7 @@ def flags(image_folder) -> list[str]:
         *every,
         *("--dataset", str(image_folder), "--validation_fraction", "0.25", "--crop_scale", "1", "--flip", "0"),
         *("--num_train_epochs", "3", "--per_device_train_batch_size", "8", "--learning_rate", "1e-2"),
-        *("--metric_for_best_model", "loss", "--save_total_limit", "99", "--logging_steps", "3"),
+        *("--metric_for_best_model", "accuracy", "--save_total_limit", "99", "--logging_steps", "3"),
         *("--disable_tqdm", "true"),
     ]
 
@@ -126,7 +126,19 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(finished, flags, step, t
         (["--dataloader_num_workers", "1", "--max_steps", "9"], 6),
         (["--dataloader_num_workers", "1", "--max_steps", "9"], 9),  # all steps are done, in the middle of an epoch
         (["--eval_strategy", "epoch", "--save_steps", "5", "--load_best_model_at_end", "false"], 5),
-        (["--objective", "masked-patch", "--max_steps", "8", "--config_overrides", json.dumps(SHAPE)], 4),
+        (
+            [
+                "--objective",
+                "masked-patch",
+                "--metric_for_best_model",
+                "loss",
+                "--max_steps",
+                "8",
+                "--config_overrides",
+                json.dumps(SHAPE),
+            ],
+            4,
+        ),
     ],
     ids=["accumulation", "workers", "all but the end", "evaluation of its own", "masked patches"],
 )
@@ -204,7 +216,8 @@ def test_killed_at_any_change_on_the_disk(finished, flags, tmp_path):
 
 def where(folder, flags, *more) -> str | None:
     """The checkpoint from which the same command, and more, would go on."""
-    return begin_run(*parse_arguments([*flags, "--output_dir", str(folder), *more]))
+    arguments = parse_arguments([*flags, "--output_dir", str(folder), *more])
+    return begin_run(*arguments, starting_point(*arguments))
 
 
 DAMAGES = {
@@ -230,15 +243,16 @@ def test_the_best_checkpoint_stays_and_is_what_is_saved(flags, tmp_path):
     """Evaluated twice as often as saved, and with room for one checkpoint."""
     folder = run([*flags, "--eval_steps", "1", "--save_steps", "4", "--save_total_limit", "1"], tmp_path)
     state = json.loads((folder / "trainer_state.json").read_text())
-    losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"][:-1] if "eval_loss" in entry}
-    best = min(losses, key=losses.__getitem__)
+    evaluations = {entry["step"]: entry for entry in state["log_history"][:-1] if "eval_loss" in entry}
+    best = max(evaluations, key=lambda step: evaluations[step]["eval_accuracy"])  # the first of them
+    assert best % 4
     assert state["best_model_checkpoint"] == str(folder / f"checkpoint-{best}")
     kept, saved = (
         load_file(folder / f"checkpoint-{best}" / "model.safetensors"),
         load_file(folder / "model.safetensors"),
     )
     assert all(torch.equal(kept[name], saved[name]) for name in saved)
-    assert json.loads((folder / "all_results.json").read_text())["eval_loss"] == losses[best]
+    assert outcome(folder)["results"]["eval_loss"] == evaluations[best]["eval_loss"]
 
 
 def test_the_best_checkpoint_is_found_wherever_the_folder_lies_now(finished, flags, tmp_path, monkeypatch):
@@ -270,7 +284,7 @@ def test_other_settings_are_named(finished, flags, tmp_path):
     asked = where(killed, flags, "--learning_rate", "0.1", "--resume_from_checkpoint", "last")
     assert asked == str(killed / "checkpoint-4")
     assert where(killed, flags, "--learning_rate", "0.2", "--restart") is None
-    assert list(killed.iterdir()) == [killed / "run.json"]
+    assert not list(killed.glob("checkpoint-*"))
 
 
 def test_a_run_that_has_ended_makes_room_for_a_new_one(finished, flags, tmp_path):
