@@ -180,10 +180,10 @@ def count(event, arguments):
     global changes
     if event == "open":
         change = isinstance(arguments[0], str) and arguments[0].startswith(folder) and arguments[2] & os.O_WRONLY
-    elif event in ("os.rename", "os.mkdir", "os.rmdir", "os.remove"):
-        change = os.fspath(arguments[0]).startswith(folder) or isinstance(arguments[-1], int) and arguments[-1] >= 0
+    elif event in ("os.rename", "os.mkdir", "os.rmdir", "os.remove"):  # inside a tree, of a name and a descriptor
+        change = os.fspath(arguments[0]).startswith(folder) or arguments[-1] != -1
     else:
-        change = False
+        return
     changes += bool(change)
     if changes == last:
         os.kill(os.getpid(), signal.SIGKILL)
