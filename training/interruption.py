@@ -152,8 +152,9 @@ def _fault(error: Exception, output_dir: Path) -> TrainingFault | None:
     message = str(error)
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         return TrainingFault(f"Cannot write to {error.filename or output_dir}: {error.strerror}")
-    if isinstance(error, SafetensorError):
-        return TrainingFault(f"Cannot write to {output_dir}: {message}")
+    if isinstance(error, SafetensorError) and "I/O error: " in message:
+        reason = message.split("I/O error: ")[1].split(" (os error")[0]
+        return TrainingFault(f"Cannot write to {output_dir}: {reason}")
     if isinstance(error, RuntimeError) and _TORCH_CANNOT_WRITE.search(message):
         return TrainingFault(f"Cannot write to {output_dir}: the disk is full, or the folder gone or read-only")
     if isinstance(error, RuntimeError) and message.startswith("DataLoader worker"):

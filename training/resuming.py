@@ -40,16 +40,16 @@ def starting_point(model: ModelArguments, data: DataArguments, arguments: ViTTra
     """
     output_dir = Path(str(arguments.output_dir))
     settings, asked = _settings(model, data, arguments), _asked(output_dir, arguments)
-    newest, recorded = last_checkpoint(output_dir), _read(output_dir / _RUN)
-    others = recorded is None and bool(_checkpoints(output_dir))  # which something else left there
+    newest, recorded = last_checkpoint(output_dir), _read(output_dir / _RUN) or {}
+    others = not recorded and bool(_checkpoints(output_dir))  # which something else left there
     if has_ended(output_dir) or arguments.restart or not (newest or others):
         return asked
-    differing = sorted(name for name in settings.keys() & (recorded or {}).keys() if settings[name] != recorded[name])
-    if recorded is not None and (not differing or (differing == ["resume_from_checkpoint"] and asked is None)):
+    differing = sorted(name for name in settings.keys() & recorded.keys() if settings[name] != recorded[name])
+    if recorded and (not differing or (differing == ["resume_from_checkpoint"] and asked is None)):
         return newest
     if asked is not None and asked.parent == output_dir:
         return asked
-    changes = [f"--{name} was {recorded[name]} and is {settings[name]}" for name in differing if recorded]
+    changes = [f"--{name} was {recorded[name]} and is {settings[name]}" for name in differing]
     held = f"an unfinished run with other settings ({', '.join(changes)})" if changes else "checkpoints of another run"
     raise InputError(
         f"{output_dir} holds {held}: --restart discards it, --resume_from_checkpoint last goes on from it all the same,"

@@ -31,6 +31,14 @@ RANDOM = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "drop
 RANDOM |= {"patch_dropout_prob": 0.25}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_pictures():
+    """They take longer than the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitrail.training.run.save_samples", lambda *_: [])
+        yield
+
+
 @pytest.fixture(scope="session")
 def flags(image_folder) -> list[str]:
     """Flags of a run of 3 epochs of 5 steps, with a checkpoint and an evaluation every second step."""
@@ -48,7 +56,7 @@ def flags(image_folder) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(flags, tmp_path_factory) -> Path:
+def finished(flags, no_pictures, tmp_path_factory) -> Path:
     """The folder of a run that nobody interrupted, with all its checkpoints."""
     return run(flags, tmp_path_factory.mktemp("runs") / "whole")
 
