@@ -38,7 +38,7 @@ from vitrail.training.probes import FewShotTrainer, LinearProbeTrainer
 from vitrail.training.progress import draw_bars_on_terminals_alone
 from vitrail.training.provenance import provenance_of
 from vitrail.training.publishing import prepare_publication, publish
-from vitrail.training.resuming import begin_run, end_run
+from vitrail.training.resuming import begin_run, end_run, starting_point
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
 
@@ -76,9 +76,9 @@ def train(argv: Sequence[str]) -> TrainingResult:
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
     publication = prepare_publication(arguments)
-    checkpoint = begin_run(model_arguments, data_arguments, arguments)
+    start = starting_point(model_arguments, data_arguments, arguments)
     with one_sentence(argv, output_dir):
-        finished = _train(model_arguments, data_arguments, arguments, checkpoint)
+        finished = _train(model_arguments, data_arguments, arguments, start)
     return TrainingResult(output_dir, *finished, publish(publication))
 
 
@@ -86,7 +86,7 @@ def _train(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     arguments: ViTTrainingArguments,
-    checkpoint: str | None,
+    start: Path | None,
 ) -> tuple[dict[str, Any], dict[str, int], list[Path]]:
     """What `TrainingResult` has of a run: its metrics, images and samples."""
     classifying = arguments.objective == "classification"
@@ -123,6 +123,7 @@ def _train(
         raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
     print(settle_input(arguments, batches["train"], batches["validation"]))
 
+    checkpoint = begin_run(model_arguments, data_arguments, arguments, start)
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     held_out = {"validation": "eval", "test": "test"}
     for split in [split for split in held_out if split in splits]:  # the last is the one that the pictures show
