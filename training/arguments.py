@@ -61,6 +61,9 @@ class ModelArguments:
     patch_dropout_prob: float | None = field(
         default=None, metadata={"help": "The share of an image's patches left out in training."}
     )
+    patch_dropout_until: float = field(
+        default=1.0, metadata={"help": "Leave patches out in this first part of the training; then see them all."}
+    )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Other fields of ViTConfig as JSON, e.g. '{\"num_hidden_layers\": 6}'."}
     )
@@ -79,6 +82,7 @@ class ModelArguments:
     def __post_init__(self):
         _require(self.method in METHODS, f"method must be one of {', '.join(METHODS)}")
         _require(self.method != "lora" or is_peft_available(), "method lora needs PEFT: pip install 'vitrail[lora]'")
+        _require(0 <= self.patch_dropout_until <= 1, "patch_dropout_until must lie between 0 and 1")
         _require(self.lora_rank >= 1, "lora_rank must be at least 1")
         _require(math.isfinite(self.lora_alpha) and self.lora_alpha > 0, "lora_alpha must be a number > 0")
         _require(self.shots >= 1, "shots must be at least 1")

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from transformers import set_seed
 
 from vitrail.modeling import InputError, ViTForImageClassification
-from vitrail.publishing import Published, PublishingError
+from vitrail.publishing import Publication, Published, PublishingError
 from vitrail.training.arguments import FROZEN, DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
 from vitrail.training.augmentation import (
     EpochOfAugmentation,
@@ -32,6 +32,7 @@ from vitrail.training.loading import Batches, collate, settle_input
 from vitrail.training.lora import LoraTrainer
 from vitrail.training.loss import ClassificationLoss, balanced_class_weights
 from vitrail.training.metrics import class_results, compute_metrics, judge
+from vitrail.training.patch_dropout import PatchDropoutSchedule
 from vitrail.training.pictures import save_confusions, save_mistakes, save_samples
 from vitrail.training.precision import choose_attention
 from vitrail.training.probes import FewShotTrainer, LinearProbeTrainer
@@ -75,10 +76,9 @@ def train(argv: Sequence[str]) -> TrainingResult:
     draw_bars_on_terminals_alone()
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
-    publication = prepare_publication(arguments)
     start = starting_point(model_arguments, data_arguments, arguments)
     with one_sentence(argv, output_dir):
-        finished = _train(model_arguments, data_arguments, arguments, start)
+        publication, *finished = _train(model_arguments, data_arguments, arguments, start)
     return TrainingResult(output_dir, *finished, publish(publication))
 
 
@@ -87,8 +87,8 @@ def _train(
     data_arguments: DataArguments,
     arguments: ViTTrainingArguments,
     start: Path | None,
-) -> tuple[dict[str, Any], dict[str, int], list[Path]]:
-    """What `TrainingResult` has of a run: its metrics, images and samples."""
+) -> tuple[Publication | None, dict[str, Any], dict[str, int], list[Path]]:
+    """What is to be published, and what `TrainingResult` has of a run: its metrics, images and samples."""
     classifying = arguments.objective == "classification"
     set_seed(arguments.seed)
     splits = _read(data_arguments, arguments)
@@ -108,6 +108,7 @@ def _train(
     trainer_class = MaskedPatchTrainer
     if isinstance(model, ViTForImageClassification):
         trainer_class = _classifier_trainer(model_arguments, arguments, model, splits["train"])
+    publication = prepare_publication(arguments)
     try:
         trainer = trainer_class(
             model=model,
@@ -115,7 +116,10 @@ def _train(
             train_dataset=batches["train"],
             eval_dataset=batches["validation"],
             data_collator=collate,
-            callbacks=[EpochOfAugmentation(training)],
+            callbacks=[
+                EpochOfAugmentation(training),
+                PatchDropoutSchedule(model.config, model_arguments.patch_dropout_until),
+            ],
             processing_class=processor,
             provenance=provenance_of(model_arguments, data_arguments, arguments, images),
         )
@@ -145,7 +149,7 @@ def _train(
             trainer.pictures = [confusions, mistakes] if mistakes else [confusions]
         trainer.create_model_card()
         end_run(output_dir, metrics)
-    return metrics, images, samples
+    return publication, metrics, images, samples
 
 
 def _read(data_arguments: DataArguments, arguments: ViTTrainingArguments) -> DatasetDict:
@@ -176,12 +180,12 @@ def _classifier_trainer(
     }
     multi_label, weights = model.config.problem_type == "multi_label_classification", None
     if arguments.class_weights == "balanced":
-        counts = np.bincount(rows["label"], minlength=model.config.num_labels)
+        counts = np.bincount(rows["label"], minlength=len(model.config.labels))
         weights = balanced_class_weights(counts, len(rows), multi_label)
     return partial(
         trainers[how.method],
         compute_loss_func=ClassificationLoss(arguments.label_smoothing_factor, weights, multi_label),
-        compute_metrics=partial(compute_metrics, num_labels=model.config.num_labels),
+        compute_metrics=partial(compute_metrics, num_labels=len(model.config.labels)),
         preprocess_logits_for_metrics=judge,
     )
 

@@ -51,7 +51,7 @@ def flags(image_folder) -> list[str]:
         *("--dataset", str(image_folder), "--validation_fraction", "0.25", "--crop_scale", "1", "--flip", "0"),
         *("--num_train_epochs", "3", "--per_device_train_batch_size", "8", "--learning_rate", "1e-2"),
         *("--metric_for_best_model", "accuracy", "--save_total_limit", "99", "--logging_steps", "3"),
-        *("--disable_tqdm", "true"),
+        *("--disable_tqdm", "true", "--bf16", "false"),
     ]
 
 
@@ -159,7 +159,8 @@ def test_early_stopping_goes_on_counting(flags, tmp_path, monkeypatch):
     initialise = ViTTrainer.__init__
 
     def stopping_early(self, **kwargs):
-        initialise(self, callbacks=[EarlyStoppingCallback(2, early_stopping_threshold=9)], **kwargs)
+        initialise(self, **kwargs)
+        self.add_callback(EarlyStoppingCallback(2, early_stopping_threshold=9))
 
     monkeypatch.setattr(ViTTrainer, "__init__", stopping_early)
     whole = run([*flags, "--learning_rate", "0"], tmp_path / "whole")
