@@ -21,7 +21,7 @@ from vitrail.training import train
 from vitrail.training.arguments import parse_arguments
 from vitrail.training.augmentation import EvaluationTransform
 from vitrail.training.interruption import SignalsAfterStep
-from vitrail.training.resuming import begin_run, last_checkpoint, starting_point
+from vitrail.training.resuming import last_checkpoint, plan_run
 from vitrail.training.trainer import ViTTrainer
 
 
@@ -225,7 +225,7 @@ def test_killed_at_any_change_on_the_disk(finished, flags, tmp_path):
 def where(folder, flags, *more) -> str | None:
     """The checkpoint from which the same command, and more, would go on."""
     arguments = parse_arguments([*flags, "--output_dir", str(folder), *more])
-    return begin_run(*arguments, starting_point(*arguments))
+    return plan_run(*arguments).begin(arguments[-1])
 
 
 DAMAGES = {
