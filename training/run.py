@@ -28,7 +28,7 @@ from vitrail.training.balancing import oversampled
 from vitrail.training.building import build_model
 from vitrail.training.data import load_images, load_splits, with_validation
 from vitrail.training.interruption import one_sentence
-from vitrail.training.loading import Batches, as_it_is, settle_input
+from vitrail.training.loading import Batches, collate, settle_input
 from vitrail.training.lora import LoraTrainer
 from vitrail.training.loss import ClassificationLoss, balanced_class_weights
 from vitrail.training.metrics import class_results, compute_metrics, judge
@@ -63,8 +63,6 @@ class TrainingResult:
 
 def train(argv: Sequence[str]) -> TrainingResult:
     """Trains as the flags say, evaluates the weights that are kept, and saves everything to `--output_dir`.
-
-    Killed at any moment, it goes on from the last complete checkpoint when it is called again, and ends the same.
 
     Args:
         argv: the flags of `vitrail train`.
@@ -104,9 +102,9 @@ def _train(
 
     evaluation = EvaluationTransform(processor, labels)
     training = TrainingTransform(processor, data_arguments, labels, arguments.seed, model.config.num_labels)
-    batches: dict[Any, Any] = {split: Batches(rows, evaluation) for split, rows in splits.items()}
+    batches: dict[Any, Any] = {split: Batches(rows, evaluation, evaluation.still) for split, rows in splits.items()}
     if model_arguments.method not in FROZEN:
-        batches["train"] = Batches(splits["train"], training)
+        batches["train"] = Batches(splits["train"], training, training.still)
     trainer_class = MaskedPatchTrainer
     if isinstance(model, ViTForImageClassification):
         trainer_class = _classifier_trainer(model_arguments, arguments, model, splits["train"])
@@ -116,7 +114,7 @@ def _train(
             args=arguments,
             train_dataset=batches["train"],
             eval_dataset=batches["validation"],
-            data_collator=as_it_is,
+            data_collator=collate,
             callbacks=[EpochOfAugmentation(training)],
             processing_class=processor,
             provenance=provenance_of(model_arguments, data_arguments, arguments, images),

@@ -40,7 +40,7 @@ def no_pictures():
 
 @pytest.fixture(scope="session")
 def flags(image_folder) -> list[str]:
-    """Flags of a run of 3 epochs of 5 steps, with all that is random, averaged or counted, and every second step saved."""
+    """Flags of a run of 3 epochs of 5 steps, saved every second one, with all that is random, averaged or counted."""
     shape = ["--model", "Ti/16", "--image_size", "16", "--patch_size", "8"]
     shape += ["--config_overrides", json.dumps(SHAPE | RANDOM)]
     learned = ["--mixup", "0.5", "--cutmix", "1", "--ema_decay", "0.8", "--muon_learning_rate", "0.02"]
