@@ -278,10 +278,10 @@ def test_a_best_checkpoint_that_is_gone_is_said(finished, flags, tmp_path, capsy
 def test_other_settings_are_named(finished, flags, tmp_path):
     killed = killed_after(4, finished, tmp_path / "killed")
     message = (
-        r"holds an unfinished run with other settings \(--flip was 0.0 and is 0.5, --learning_rate was 0.01 and is 0.1"
+        r"holds an unfinished run with other settings \(--flip was 0.5 and is 0.25, --learning_rate was 0.01 and is 0.1"
     )
     with pytest.raises(InputError, match=message):
-        where(killed, flags, "--learning_rate", "0.1", "--flip", "0.5")
+        where(killed, flags, "--learning_rate", "0.1", "--flip", "0.25")
     assert where(killed, flags, "--dataloader_num_workers", "2", "--report_to", "none") == str(killed / "checkpoint-4")
     asked = where(killed, flags, "--learning_rate", "0.1", "--resume_from_checkpoint", "last")
     assert asked == str(killed / "checkpoint-4")
