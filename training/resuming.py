@@ -21,7 +21,7 @@ _RUN, _SEAL, _RESULTS, _STATE = "run.json", "complete.json", "all_results.json",
 # Flags that change neither what is learned nor what is measured: another value may go on with the same run.
 _FREE = {
     *("output_dir", "restart", "disable_tqdm", "report_to", "run_name", "project", "push_to_hub", "save_total_limit"),
-    *("per_device_eval_batch_size", "auto_find_batch_size", "skip_memory_metrics", "local_rank"),
+    *("per_device_eval_batch_size", "auto_find_batch_size", "skip_memory_metrics", "local_rank", "license"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
 }
@@ -134,6 +134,11 @@ def is_complete(checkpoint: Path) -> bool:
     return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
 
 
+def is_usable(checkpoint: Path) -> bool:
+    """Whether a checkpoint is complete as far as can be told of one that somebody else may have written."""
+    return (checkpoint / _STATE).is_file() and (is_complete(checkpoint) or not (checkpoint / _SEAL).exists())
+
+
 def discard_checkpoints(output_dir: Path, after: int) -> None:
     """Deletes the checkpoints of steps that are still to come."""
     for checkpoint in _checkpoints(output_dir):
@@ -199,7 +204,7 @@ def _asked(output_dir: Path, arguments: ViTTrainingArguments) -> Path | None:
     checkpoint = Path(asked)
     if not (checkpoint / _STATE).is_file():
         raise InputError(f"There is no checkpoint {asked} to resume from; `last` takes the newest one.")
-    if (checkpoint / _SEAL).exists() and not is_complete(checkpoint):
+    if not is_usable(checkpoint):
         raise InputError(f"The checkpoint {asked} is incomplete; `last` takes the newest complete one.")
     return output_dir / checkpoint.name if checkpoint.resolve().parent == output_dir.resolve() else checkpoint
 
