@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import nested_gather
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import has_length, rotate_checkpoints
 from transformers.training_args import OptimizerNames
 
 from vitrail.modeling import InputError
@@ -22,6 +22,7 @@ from vitrail.training.interruption import Interrupted, SignalsAfterStep, Trainin
 from vitrail.training.resuming import (
     discard_checkpoints,
     is_complete,
+    is_usable,
     move_whole,
     seal,
     sealed_progress,
@@ -112,7 +113,7 @@ class ResumableTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))
-        if not is_complete(best):
+        if not is_usable(best):
             raise TrainingFault(f"The best checkpoint, {best}, is gone or incomplete")
         super()._load_best_model()
 
@@ -176,12 +177,22 @@ class ResumableTrainer(Trainer):
         self.resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
         if self.resumed_from is not None and self.state.best_global_step and self.args.load_best_model_at_end:
             best = self.resumed_from.with_name(f"checkpoint-{self.state.best_global_step}")
-            if best == self.resumed_from or is_complete(best):
+            if is_usable(best):
                 self.state.best_model_checkpoint = str(best)
             else:
                 print(f"The best checkpoint so far, {best}, is gone: the best is chosen among those to come.")
                 self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
-        return trained
+        progress = self._resumed_progress()
+        if progress is None or has_length(self.train_dataset):
+            return trained
+        # The Trainer counts a stream of unknown length as one epoch, though it may have been read again and again.
+        epoch, steps = int(progress["epoch"]), int(progress["steps_in_epoch"])
+        if steps == 0 and self.state.global_step < max_steps:
+            self.state.epoch = epoch
+        return epoch, steps * self.args.gradient_accumulation_steps
+
+    def _resumed_progress(self) -> dict[str, float] | None:
+        return None if self.resumed_from is None else sealed_progress(self.resumed_from)
 
     def _load_callback_state(self) -> None:
         """Callbacks go on counting; their settings are those of this run's flags."""
@@ -191,11 +202,21 @@ class ResumableTrainer(Trainer):
                 saved = states.setdefault(type(callback).__name__, callback.state())
                 vars(callback).update(saved["attributes"])
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(
+        self, *, epoch: int, epochs_trained: int, steps_trained_in_current_epoch: int, **kwargs: Any
+    ) -> None:
         if self._training_has_ended():  # the checkpoint is the last one
             self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
+            return
+        batches = steps_trained_in_current_epoch if epoch == epochs_trained else 0
+        self.epoch = epoch
+        self.step_before_epoch = self.state.global_step - batches // self.args.gradient_accumulation_steps
+        super()._run_epoch(
+            epoch=epoch,
+            epochs_trained=epochs_trained,
+            steps_trained_in_current_epoch=steps_trained_in_current_epoch,
+            **kwargs,
+        )
 
     def _training_has_ended(self) -> bool:
         return self.state.global_step >= self.state.max_steps or any(
@@ -216,6 +237,8 @@ class ResumableTrainer(Trainer):
             "loss_until_log": self._total_loss_scalar,
             "last_log": self._globalstep_last_logged,
             "first_step": self._initial_global_step,
+            "epoch": self.epoch + self.epoch_has_ended,
+            "steps_in_epoch": 0 if self.epoch_has_ended else self.state.global_step - self.step_before_epoch,
             "seconds": self.seconds_before + time.monotonic() - self.began,
         }
 
@@ -223,7 +246,7 @@ class ResumableTrainer(Trainer):
         """What the logged and final losses are means of, and the time spent, as they were at the checkpoint."""
         self.began, self.seconds_before = time.monotonic(), 0.0
         self.epoch_has_ended = self.save_is_due = False
-        progress = None if self.resumed_from is None else sealed_progress(self.resumed_from)
+        progress = self._resumed_progress()
         if progress is not None:
             self._tr_loss = torch.tensor(progress["loss_since_log"], device=self.args.device)
             self._total_loss_scalar = progress["loss_until_log"]

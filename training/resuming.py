@@ -21,69 +21,66 @@ _RUN, _SEAL, _RESULTS, _STATE = "run.json", "complete.json", "all_results.json",
 # Flags that change neither what is learned nor what is measured: another value may go on with the same run.
 _FREE = {
     *("output_dir", "restart", "disable_tqdm", "report_to", "run_name", "project", "push_to_hub", "save_total_limit"),
-    *("per_device_eval_batch_size", "auto_find_batch_size", "skip_memory_metrics", "local_rank"),
+    *("per_device_eval_batch_size", "auto_find_batch_size", "skip_memory_metrics", "local_rank", "license"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
 }
 _FREE_PREFIXES = ("hub_", "log", "trackio_", "ddp_")
 
 
-def starting_point(model: ModelArguments, data: DataArguments, arguments: ViTTrainingArguments) -> Path | None:
-    """The checkpoint from which a run with these settings goes on; None when it starts at the very beginning.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is to be done in an output folder.
+
+    Attributes:
+        output_dir: the folder.
+        settings: what the flags say, as far as it bears on what comes out.
+        start: the checkpoint to go on from; None for the very beginning.
+    """
+
+    output_dir: Path
+    settings: dict[str, Any]
+    start: Path | None
+
+    def begin(self, arguments: ViTTrainingArguments) -> str | None:
+        """Makes the folder that of this run, in an order that can be cut off anywhere.
+
+        Checkpoints of steps after the start, which are another run's or incomplete, are deleted.
+
+        Returns:
+            the start, as the Trainer takes it.
+        """
+        with arguments.main_process_first(local=False):
+            if arguments.process_index == 0:
+                self._take_over()
+        return None if self.start is None else str(self.start)
+
+    def _take_over(self) -> None:
+        shutil.rmtree(staging_folder(self.output_dir), ignore_errors=True)
+        after = _step(self.start) if self.start is not None and self.start.parent == self.output_dir else 0
+        if not has_ended(self.output_dir):
+            for checkpoint in _checkpoints(self.output_dir):
+                if _step(checkpoint) > after and not is_complete(checkpoint):
+                    print(f"{checkpoint} is incomplete and is passed over.")
+        discard_checkpoints(self.output_dir, after)
+        (self.output_dir / _RESULTS).unlink(missing_ok=True)
+        _write(self.output_dir / _RUN, self.settings)
+        if self.start is not None:
+            print(f"Resuming from {self.start}, {progress_of(self.start)}.")
+
+
+def plan_run(model: ModelArguments, data: DataArguments, arguments: ViTTrainingArguments) -> Run:
+    """Finds out where a run with these settings begins; nothing is changed on the disk yet.
 
     An unfinished run with the same settings goes on; one that has ended makes room for a new one, and so does, with
-    `--restart`, an unfinished one. Nothing is changed on the disk.
+    `--restart`, an unfinished one.
 
     Raises:
         InputError: the output folder holds an unfinished run with other settings, or `--resume_from_checkpoint` names
             no complete checkpoint.
     """
-    output_dir = Path(str(arguments.output_dir))
-    settings, asked = _settings(model, data, arguments), _asked(output_dir, arguments)
-    newest, recorded = last_checkpoint(output_dir), _read(output_dir / _RUN) or {}
-    others = not recorded and bool(_checkpoints(output_dir))  # which something else left there
-    if has_ended(output_dir) or arguments.restart or not (newest or others):
-        return asked
-    differing = sorted(name for name in settings.keys() & recorded.keys() if settings[name] != recorded[name])
-    if recorded and (not differing or (differing == ["resume_from_checkpoint"] and asked is None)):
-        return newest
-    if asked is not None and asked.parent == output_dir:
-        return asked
-    changes = [f"--{name} was {recorded[name]} and is {settings[name]}" for name in differing]
-    held = f"an unfinished run with other settings ({', '.join(changes)})" if changes else "checkpoints of another run"
-    raise InputError(
-        f"{output_dir} holds {held}: --restart discards it, --resume_from_checkpoint last goes on from it all the same,"
-        " and another --output_dir leaves it alone."
-    )
-
-
-def begin_run(
-    model: ModelArguments, data: DataArguments, arguments: ViTTrainingArguments, start: Path | None
-) -> str | None:
-    """Makes the output folder that of this run, in an order that can be cut off anywhere, and says where it begins.
-
-    Args:
-        model, data, arguments: its settings.
-        start: its `starting_point`. Checkpoints of later steps are discarded.
-
-    Returns:
-        the starting point, as the Trainer takes it.
-    """
-    output_dir = Path(str(arguments.output_dir))
-    with arguments.main_process_first(local=False):
-        if arguments.process_index == 0:
-            shutil.rmtree(staging_folder(output_dir), ignore_errors=True)
-            after = _step(start) if start is not None and start.parent == output_dir else 0
-            if not has_ended(output_dir):
-                for checkpoint in _checkpoints(output_dir):
-                    if _step(checkpoint) > after and not is_complete(checkpoint):
-                        print(f"{checkpoint} is incomplete and is passed over.")
-            discard_checkpoints(output_dir, after)
-            (output_dir / _RESULTS).unlink(missing_ok=True)
-            _write(output_dir / _RUN, _settings(model, data, arguments))
-            if start is not None:
-                print(f"Resuming from {start}, {progress_of(start)}.")
-    return None if start is None else str(start)
+    output_dir, settings = Path(str(arguments.output_dir)), _settings(model, data, arguments)
+    return Run(output_dir, settings, _start(output_dir, settings, arguments))
 
 
 def end_run(output_dir: Path, results: dict[str, Any]) -> None:
@@ -137,6 +134,11 @@ def is_complete(checkpoint: Path) -> bool:
     return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
 
 
+def is_usable(checkpoint: Path) -> bool:
+    """Whether a checkpoint is complete as far as can be told of one that somebody else may have written."""
+    return (checkpoint / _STATE).is_file() and (is_complete(checkpoint) or not (checkpoint / _SEAL).exists())
+
+
 def discard_checkpoints(output_dir: Path, after: int) -> None:
     """Deletes the checkpoints of steps that are still to come."""
     for checkpoint in _checkpoints(output_dir):
@@ -170,6 +172,25 @@ def _settings(*groups: Any) -> dict[str, Any]:
     return json.loads(json.dumps(kept, default=str))
 
 
+def _start(output_dir: Path, settings: dict[str, Any], arguments: ViTTrainingArguments) -> Path | None:
+    asked, newest = _asked(output_dir, arguments), last_checkpoint(output_dir)
+    recorded = _read(output_dir / _RUN) or {}
+    others = not recorded and bool(_checkpoints(output_dir))  # which something else left there
+    if has_ended(output_dir) or arguments.restart or not (newest or others):
+        return asked
+    differing = sorted(name for name in settings.keys() & recorded.keys() if settings[name] != recorded[name])
+    if recorded and (not differing or (differing == ["resume_from_checkpoint"] and asked is None)):
+        return newest
+    if asked is not None and asked.parent == output_dir:
+        return asked
+    changes = [f"--{name} was {recorded[name]} and is {settings[name]}" for name in differing]
+    held = f"an unfinished run with other settings ({', '.join(changes)})" if changes else "checkpoints of another run"
+    raise InputError(
+        f"{output_dir} holds {held}: --restart discards it, --resume_from_checkpoint last goes on from it all the same,"
+        " and another --output_dir leaves it alone."
+    )
+
+
 def _asked(output_dir: Path, arguments: ViTTrainingArguments) -> Path | None:
     """The checkpoint of `--resume_from_checkpoint FOLDER`, or of `last`, which is the newest in the output folder."""
     asked = arguments.resume_from_checkpoint
@@ -183,7 +204,7 @@ def _asked(output_dir: Path, arguments: ViTTrainingArguments) -> Path | None:
     checkpoint = Path(asked)
     if not (checkpoint / _STATE).is_file():
         raise InputError(f"There is no checkpoint {asked} to resume from; `last` takes the newest one.")
-    if (checkpoint / _SEAL).exists() and not is_complete(checkpoint):
+    if not is_usable(checkpoint):
         raise InputError(f"The checkpoint {asked} is incomplete; `last` takes the newest complete one.")
     return output_dir / checkpoint.name if checkpoint.resolve().parent == output_dir.resolve() else checkpoint
 

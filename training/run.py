@@ -39,7 +39,7 @@ from vitrail.training.probes import FewShotTrainer, LinearProbeTrainer
 from vitrail.training.progress import draw_bars_on_terminals_alone
 from vitrail.training.provenance import provenance_of
 from vitrail.training.publishing import prepare_publication, publish
-from vitrail.training.resuming import begin_run, end_run, starting_point
+from vitrail.training.resuming import Run, end_run, plan_run
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
 
@@ -76,9 +76,9 @@ def train(argv: Sequence[str]) -> TrainingResult:
     draw_bars_on_terminals_alone()
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
-    start = starting_point(model_arguments, data_arguments, arguments)
+    run = plan_run(model_arguments, data_arguments, arguments)
     with one_sentence(argv, output_dir):
-        publication, *finished = _train(model_arguments, data_arguments, arguments, start)
+        publication, *finished = _train(model_arguments, data_arguments, arguments, run)
     return TrainingResult(output_dir, *finished, publish(publication))
 
 
@@ -86,7 +86,7 @@ def _train(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     arguments: ViTTrainingArguments,
-    start: Path | None,
+    run: Run,
 ) -> tuple[Publication | None, dict[str, Any], dict[str, int], list[Path]]:
     """What is to be published, and what `TrainingResult` has of a run: its metrics, images and samples."""
     classifying = arguments.objective == "classification"
@@ -127,8 +127,7 @@ def _train(
         raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
     print(settle_input(arguments, batches["train"], batches["validation"]))
 
-    checkpoint = begin_run(model_arguments, data_arguments, arguments, start)
-    metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+    metrics = dict(trainer.train(resume_from_checkpoint=run.begin(arguments)).metrics)
     held_out = {"validation": "eval", "test": "test"}
     for split in [split for split in held_out if split in splits]:  # the last is the one that the pictures show
         metrics |= trainer.evaluate(batches[split], metric_key_prefix=held_out[split])

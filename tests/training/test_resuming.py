@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import EarlyStoppingCallback
 
 from vitrail.cli.main import main
 from vitrail.modeling import InputError
@@ -21,7 +20,7 @@ from vitrail.training import train
 from vitrail.training.arguments import parse_arguments
 from vitrail.training.augmentation import EvaluationTransform
 from vitrail.training.interruption import SignalsAfterStep
-from vitrail.training.resuming import begin_run, last_checkpoint, starting_point
+from vitrail.training.resuming import last_checkpoint, plan_run
 from vitrail.training.trainer import ViTTrainer
 
 
@@ -41,16 +40,18 @@ def no_pictures():
 
 @pytest.fixture(scope="session")
 def flags(image_folder) -> list[str]:
-    """Flags of a run of 3 epochs of 5 steps, with a checkpoint and an evaluation every second step."""
+    """Flags of a run of 3 epochs of 5 steps, saved every second one, with all that is random, averaged or counted."""
     shape = ["--model", "Ti/16", "--image_size", "16", "--patch_size", "8"]
     shape += ["--config_overrides", json.dumps(SHAPE | RANDOM)]
+    learned = ["--mixup", "0.5", "--cutmix", "1", "--ema_decay", "0.8", "--muon_learning_rate", "0.02"]
     every = ["--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "steps", "--eval_steps", "2"]
     return [
         *shape,
         *every,
-        *("--dataset", str(image_folder), "--validation_fraction", "0.25", "--crop_scale", "1", "--flip", "0"),
+        *learned,
+        *("--dataset", str(image_folder), "--validation_fraction", "0.25", "--logging_steps", "3"),
         *("--num_train_epochs", "3", "--per_device_train_batch_size", "8", "--learning_rate", "1e-2"),
-        *("--metric_for_best_model", "accuracy", "--save_total_limit", "99", "--logging_steps", "3"),
+        *("--metric_for_best_model", "accuracy", "--save_total_limit", "99"),
         *("--disable_tqdm", "true", "--bf16", "false"),
     ]
 
@@ -127,26 +128,18 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(finished, flags, step, t
     assert_the_same(finished, killed)
 
 
+MASKED = ["--objective", "masked-patch", "--metric_for_best_model", "loss", "--max_steps", "8"]
+MASKED += ["--mixup", "0", "--cutmix", "0", "--config_overrides", json.dumps(SHAPE)]
+
+
 @pytest.mark.parametrize(
     ("more", "step"),
     [
         (["--gradient_accumulation_steps", "2", "--save_steps", "1", "--eval_steps", "1"], 2),
         (["--dataloader_num_workers", "1", "--max_steps", "9"], 6),
-        (["--dataloader_num_workers", "1", "--max_steps", "9"], 9),  # all steps are done, in the middle of an epoch
+        (["--max_steps", "9"], 9),  # all steps are done, in the middle of an epoch
         (["--eval_strategy", "epoch", "--save_steps", "5", "--load_best_model_at_end", "false"], 5),
-        (
-            [
-                "--objective",
-                "masked-patch",
-                "--metric_for_best_model",
-                "loss",
-                "--max_steps",
-                "8",
-                "--config_overrides",
-                json.dumps(SHAPE),
-            ],
-            4,
-        ),
+        (MASKED, 4),
     ],
     ids=["accumulation", "workers", "all but the end", "evaluation of its own", "masked patches"],
 )
@@ -155,19 +148,19 @@ def test_so_does_a_run_of_another_kind(flags, more, step, tmp_path):
     assert_the_same(whole, run([*flags, *more], killed_after(step, whole, tmp_path / "killed")))
 
 
-def test_early_stopping_goes_on_counting(flags, tmp_path, monkeypatch):
-    initialise = ViTTrainer.__init__
-
-    def stopping_early(self, **kwargs):
-        initialise(self, **kwargs)
-        self.add_callback(EarlyStoppingCallback(2, early_stopping_threshold=9))
-
-    monkeypatch.setattr(ViTTrainer, "__init__", stopping_early)
-    whole = run([*flags, "--learning_rate", "0"], tmp_path / "whole")
+def test_early_stopping_goes_on_counting(flags, tmp_path):
+    flags = [*flags, "--learning_rate", "0", "--muon_learning_rate", "1e-9", "--early_stopping_patience", "2"]
+    whole = run(flags, tmp_path / "whole")
     assert outcome(whole)["checkpoints"][-1] == "checkpoint-6"  # the first evaluation is the best, two are no better
     for step in (4, 6):
-        killed = killed_after(step, whole, tmp_path / f"killed-{step}")
-        assert_the_same(whole, run([*flags, "--learning_rate", "0"], killed))
+        assert_the_same(whole, run(flags, killed_after(step, whole, tmp_path / f"killed-{step}")))
+
+
+def test_a_low_rank_adaptation_goes_on_too(finished, flags, tmp_path):
+    at = flags.index("--muon_learning_rate")
+    flags = [*flags[:at], *flags[at + 2 :], "--method", "lora", "--model", str(finished)]
+    whole = run(flags, tmp_path / "whole")
+    assert_the_same(whole, run(flags, killed_after(4, whole, tmp_path / "killed")))
 
 
 def test_training_does_not_depend_on_how_often_it_is_evaluated(finished, flags, tmp_path):
@@ -226,7 +219,7 @@ def test_killed_at_any_change_on_the_disk(finished, flags, tmp_path):
 def where(folder, flags, *more) -> str | None:
     """The checkpoint from which the same command, and more, would go on."""
     arguments = parse_arguments([*flags, "--output_dir", str(folder), *more])
-    return begin_run(*arguments, starting_point(*arguments))
+    return plan_run(*arguments).begin(arguments[-1])
 
 
 DAMAGES = {
@@ -285,10 +278,10 @@ def test_a_best_checkpoint_that_is_gone_is_said(finished, flags, tmp_path, capsy
 def test_other_settings_are_named(finished, flags, tmp_path):
     killed = killed_after(4, finished, tmp_path / "killed")
     message = (
-        r"holds an unfinished run with other settings \(--flip was 0.0 and is 0.5, --learning_rate was 0.01 and is 0.1"
+        r"holds an unfinished run with other settings \(--flip was 0.5 and is 0.25, --learning_rate was 0.01 and is 0.1"
     )
     with pytest.raises(InputError, match=message):
-        where(killed, flags, "--learning_rate", "0.1", "--flip", "0.5")
+        where(killed, flags, "--learning_rate", "0.1", "--flip", "0.25")
     assert where(killed, flags, "--dataloader_num_workers", "2", "--report_to", "none") == str(killed / "checkpoint-4")
     asked = where(killed, flags, "--learning_rate", "0.1", "--resume_from_checkpoint", "last")
     assert asked == str(killed / "checkpoint-4")
