@@ -100,7 +100,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
         )
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to, --push_to_hub and the like
         raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
-    print(settle_input(arguments, batches["train"], batches["validation"]))
+    print(settle_input(arguments, data_arguments, batches["train"], batches["validation"]))
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trained.metrics | trainer.evaluate()
     if "test" in batches:
