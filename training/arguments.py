@@ -227,7 +227,7 @@ class ViTTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Processes that prepare images; by default one less than there are cores, at most "
-            f"{_MOST_WORKERS}, and none where all images are decoded ahead."
+            f"{_MOST_WORKERS}, and none where all images are kept decoded, without a policy."
         },
     )
     restart: bool = field(
