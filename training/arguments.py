@@ -236,6 +236,7 @@ class ViTTrainingArguments(TrainingArguments):
     workers_given: bool = field(init=False, default=False)
 
     def __post_init__(self):
+        _require(self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}")
         _require(self.per_device_train_batch_size >= 1, "per_device_train_batch_size must be at least 1")
         _require(self.per_device_eval_batch_size >= 1, "per_device_eval_batch_size must be at least 1")
         _require(math.isfinite(self.learning_rate) and self.learning_rate >= 0, "learning_rate must be a number >= 0")
@@ -272,7 +273,6 @@ class ViTTrainingArguments(TrainingArguments):
             "dataloader_persistent_workers is not supported; the Trainer would measure every split on the first one's "
             "images, and a resumed training would differ",
         )
-        _require(self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}")
         _require(
             self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license) is not None,
             "license must be a name of the Hub's like apache-2.0, cc-by-4.0 or other",
@@ -322,8 +322,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     """The command line, over the recipe, over the defaults.
 
     Without `--recipe`, `--method` and `--dataset digits` take the recipe of that name, a variant to train from scratch
-    takes `scratch-small`, and a checkpoint `finetune`; without `--output_dir`, the run goes to `runs/` and the data
-    set's name.
+    takes `scratch-small` or, to learn without labels, `masked-patch`, and a checkpoint to classify `finetune`; without
+    `--output_dir`, the run goes to `runs/` and the data set's name.
 
     Raises:
         InputError: an unknown flag or recipe, or a value that does not fit.
@@ -396,9 +396,9 @@ def _default_recipe(given: argparse.Namespace) -> str | None:
         return given.method
     if given.model is None:
         return "digits" if given.dataset == "digits" else None
-    if given.model in VARIANTS:
-        return "scratch-small"
-    return "finetune" if given.objective == "classification" else None
+    if given.objective == "masked-patch":
+        return given.objective if given.model in VARIANTS else None
+    return "scratch-small" if given.model in VARIANTS else "finetune"
 
 
 def _read_recipe(name: str, known: set[str]) -> dict:

@@ -125,7 +125,7 @@ def _train(
         )
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to and the like
         raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
-    print(settle_input(arguments, batches["train"], batches["validation"]))
+    print(settle_input(arguments, data_arguments, batches["train"], batches["validation"]))
 
     metrics = dict(trainer.train(resume_from_checkpoint=run.begin(arguments)).metrics)
     held_out = {"validation": "eval", "test": "test"}

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
@@ -82,6 +83,15 @@ class ViTTrainer(ResumableTrainer):
         outputs = model(**inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        """As the Trainer's, but that `dataloader_drop_last` is of training: an evaluation is of every image."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def _inner_training_loop(self, batch_size: int | None = None, args: Any = None, **kwargs) -> TrainOutput:
         """All batch sizes that `auto_find_batch_size` tries begin with the same weights, and nothing else is left."""
         if self.args.auto_find_batch_size:
@@ -119,7 +129,9 @@ class ViTTrainer(ResumableTrainer):
         return Judgements(*self._evaluated)
 
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
-        with self.weight_average.applied() if self.weight_average else nullcontext():
+        # Compiling for evaluation, and for the sizes of last batches, would take longer than it saves.
+        uncompiled = torch.compiler.set_stance("force_eager") if self.args.torch_compile else nullcontext()
+        with uncompiled, self.weight_average.applied() if self.weight_average else nullcontext():
             output = super().evaluation_loop(*args, **kwargs)
         self._evaluated = output.predictions
         return output
