@@ -20,15 +20,16 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     result = train(rest)
     folder = result.output_dir
-    split = "test" if "test_accuracy" in result.metrics else "validation"
-    accuracy = result.metrics.get("test_accuracy", result.metrics["eval_accuracy"])
+    split, prefix = ("test", "test") if "test_loss" in result.metrics else ("validation", "eval")
+    name = "Mean average precision" if f"{prefix}_mAP" in result.metrics else "Accuracy"
+    figure = result.metrics.get(f"{prefix}_mAP", result.metrics.get(f"{prefix}_accuracy"))
     program = "vitrail" if shutil.which("vitrail") else sys.argv[0]
     if result.samples:
         what, steps = "", [f"predict --model {folder} {result.samples[0]}", f"demo --model {folder}"]
     else:
         what, steps = "corrupted patches of the ", [f"train --model {folder} --dataset LABELLED_IMAGES"]
     print(
-        f"\nAccuracy {accuracy:.2%} on the {what}{result.images[split]:,} images of the {split} split.\n"
+        f"\n{name} {figure:.2%} on the {what}{result.images[split]:,} images of the {split} split.\n"
         f"The model, its card and its figures are in {folder}. Next:"
     )
     for step in steps:

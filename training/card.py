@@ -19,6 +19,8 @@ _SPLITS = {"eval": "validation", "test": "test"}
 _METRICS = {
     "accuracy": "Accuracy",
     "commonest_share": "Always the commonest colour",
+    "mAP": "Mean average precision",
+    "f1_micro": "Micro-F1",
     "f1_macro": "Macro-F1",
     "loss": "Loss",
 }
@@ -109,6 +111,12 @@ _OBJECTIVES = {
 }
 
 
+_MULTI_LABEL = (
+    "A Vision Transformer that says of each of {classes} classes whether an image has it; an image may have several "
+    "or none. Its scores are sigmoids, each a probability by itself; F1 is measured at one half."
+)
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where a model comes from.
@@ -118,7 +126,7 @@ class Provenance:
         dataset_id: its id on the Hub, if that is where it is.
         base_model: the checkpoint that was fine-tuned; None when trained from scratch.
         base_model_id: its id on the Hub, if that is where it is.
-        images: the number of images per split.
+        images: the number of images per split; a stream's is left out where it is not known.
     """
 
     dataset: str
@@ -145,7 +153,8 @@ def model_card(
     config, objective = model.config, _OBJECTIVES[arguments.objective]
     assert arguments.output_dir is not None  # parse_arguments sees to it
     name = (arguments.hub_model_id or Path(arguments.output_dir).resolve().name).split("/")[-1]
-    splits = [prefix for prefix in _SPLITS if f"{prefix}_accuracy" in metrics]
+    splits = [prefix for prefix in _SPLITS if f"{prefix}_loss" in metrics]
+    figure = "mAP" if config.is_multi_label else "accuracy"
     metadata = ModelCardData(
         model_name=name,
         library_name="transformers",
@@ -159,8 +168,8 @@ def model_card(
                 dataset_type=provenance.dataset_id or "local",
                 dataset_name=provenance.dataset,
                 dataset_split=_SPLITS[prefix],
-                metric_type="accuracy",
-                metric_value=round(metrics[f"{prefix}_accuracy"], 4),
+                metric_type=figure,
+                metric_value=round(metrics[f"{prefix}_{figure}"], 4),
             )
             for prefix in splits
         ],
@@ -172,7 +181,7 @@ def model_card(
     text = _TEXT.format(
         metadata=metadata,
         name=name,
-        purpose=objective.purpose.format(classes=config.num_labels),
+        purpose=(_MULTI_LABEL if config.is_multi_label else objective.purpose).format(classes=config.num_labels),
         explanation=objective.explanation,
         origin=f"{origin} on {provenance.dataset} with Vitrail.",
         results=_results(splits, provenance, metrics),
@@ -199,14 +208,18 @@ def _results(splits: list[str], provenance: Provenance, metrics: dict[str, float
     lines = [f"| split | images | {' | '.join(measured.values())} |", f"|---|{'---|' * (len(measured) + 1)}"]
     for prefix in splits:
         figures = " | ".join(f"{metrics[f'{prefix}_{metric}']:.4f}" for metric in measured)
-        lines.append(f"| {_SPLITS[prefix]} | {provenance.images[_SPLITS[prefix]]:,} | {figures} |")
+        lines.append(f"| {_SPLITS[prefix]} | {_count(provenance, _SPLITS[prefix])} | {figures} |")
     return "\n".join(lines)
+
+
+def _count(provenance: Provenance, split: str) -> str:
+    return f"{provenance.images[split]:,}" if split in provenance.images else "streamed"
 
 
 def _training(arguments: ViTTrainingArguments, provenance: Provenance, metrics: dict[str, float]) -> str:
     hardware = torch.cuda.get_device_name() if arguments.device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     rows = {
-        "images": f"{provenance.images['train']:,}",
+        "images": _count(provenance, "train"),
         "epochs": f"{metrics['epoch']:g}",
         "batch": f"{arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size}",
         "optimiser": f"{OptimizerNames(arguments.optim).value}, learning rate {arguments.learning_rate:g}, "
@@ -218,4 +231,9 @@ def _training(arguments: ViTTrainingArguments, provenance: Provenance, metrics: 
         "software": f"transformers {transformers.__version__}, PyTorch {torch.__version__}, "
         f"Python {platform.python_version()}",
     }
+    if "train" not in provenance.images:  # then nobody knows how many epochs there were
+        rows["epochs"] = f"not known, {arguments.max_steps:,} steps"
+    if skipped := {split: metrics.get(f"skipped_images_{split}") for split in ("train", *_SPLITS.values())}:
+        left_out = ", ".join(f"{count:,} of {split}" for split, count in skipped.items() if count)
+        rows |= {"unreadable images left out": left_out} if left_out else {}
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])

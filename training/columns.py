@@ -43,7 +43,8 @@ def choose_label(wanted: str | None, features: Features, image_column: str, data
         raise InputError(f"Column {wanted!r} of {dataset} does not hold classes, but the images.")
     column = _choose(wanted, label_candidates(features), "label", [image_column, *features], dataset)
     if not holds_classes(features[column]):
-        raise InputError(f"Column {column!r} of {dataset} does not hold classes.")
+        kind = f", but {features[column].dtype}" if isinstance(features[column], Value) else ""
+        raise InputError(f"Column {column!r} of {dataset} does not hold classes{kind}.")
     return column
 
 

@@ -83,15 +83,21 @@ def load_splits(
         raise InputError(f"No row of {dataset} has a label in column {label_column!r}.")
     for split, labels in named.items():
         if None in labels:
+            row = labels.index(None)
+            path = (images[split][row]["image"] or {}).get("path")
             raise InputError(
-                f"Row {labels.index(None):,} of split {split!r} of {dataset} has no label; remove such rows."
+                f"Row {row:,} of split {split!r} of {dataset}{f' ({path})' if path else ''} has no label; remove such "
+                "rows."
             )
+    named = dict(sorted(named.items(), key=lambda item: item[0] != _leading(named)))  # its order of classes counts
     names = class_names([features[split] for split in named], named.values(), dataset)
     feature = label_feature(names, multi_label=is_list(features[next(iter(named))]))
     index = {name: position for position, name in enumerate(names)}
     return DatasetDict(
         {
-            split: images[split].add_column("label", cast(Any, [encode(each, index) for each in labels]), feature)
+            split: images[split].add_column(
+                "label", cast(Any, [encode(each, index) for each in labels]), feature=feature
+            )
             for split, labels in named.items()
         }
     )

@@ -3,41 +3,75 @@
 vitrail evaluate --model runs/digits --dataset digits
 """
 
+from dataclasses import replace
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
-from datasets import Dataset, Value
+from datasets import Dataset, DatasetDict
 from transformers import Trainer, TrainingArguments
 
 from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor
-from vitrail.training.augmentation import EvaluationTransform
+from vitrail.training.augmentation import EvaluationTransform, class_labels
+from vitrail.training.columns import is_multi_label, label_feature, label_names
 from vitrail.training.data import load_splits, split_name
 from vitrail.training.metrics import compute_metrics
+from vitrail.training.multi_label import compute_multi_label_metrics, multi_hot_labels
+from vitrail.training.sources import is_streamable
+from vitrail.training.streaming import load_streams, to_tensors
+from vitrail.training.unreadable import SkippedImages, SplitTransform, check_images
 
 
 def evaluate(
-    model: str, dataset: str, split: str | None = None, batch_size: int = 64, **source: str | None
-) -> dict[str, float]:
-    """Accuracy, macro-F1 and loss of a model on one split of a data set.
+    model: str,
+    dataset: str,
+    split: str | None = None,
+    batch_size: int = 64,
+    streaming: bool = False,
+    on_bad_image: str = "error",
+    **source: str | None,
+) -> dict[str, Any]:
+    """Accuracy, macro-F1 and loss of a model on one split of a data set; of a multi-label model mAP, F1 and loss.
 
     Args:
         model: a Hub id or folder.
         dataset: anything that `load_splits` reads.
         split: by default `test`, else `validation`.
         batch_size: images at a time.
+        streaming: whether to read Hub data sets and files while they are used.
+        on_bad_image: "error", or "skip", which counts what was left out as `skipped_images_` and the split.
         source: `config`, `revision`, `image_column` and `label_column`, as `load_splits` takes them.
 
     Raises:
-        InputError: the model, data set or split cannot be used, or has classes that the model does not know.
+        InputError: the model, data set, split or an image cannot be used, there are classes that the model does not
+            know, or lists of classes where it has learned one per image, or the other way round.
     """
-    splits = load_splits(dataset, **source)
+    streams = load_streams(dataset, **cast(Any, source)) if streaming and is_streamable(dataset) else None
+    splits: Any = streams.splits if streams else load_splits(dataset, **source)
     split = split_name(split or ("test" if "test" in splits else "validation"))
     if split not in splits:
         raise InputError(f"{dataset} has no split {split!r}; its splits are {', '.join(map(str, splits))}.")
     network = ViTForImageClassification.from_pretrained(model)
     processor = ViTImageProcessor.from_pretrained(model)
-    rows = _with_labels_of(network, splits[split], dataset).with_transform(EvaluationTransform(processor))
+    multi_label = network.config.is_multi_label
+    if is_multi_label(streams.features if streams else splits[split].features) != multi_label:
+        kinds = ("one class per image", "any number of classes per image")
+        raise InputError(f"{dataset} has {kinds[not multi_label]}, but {model} has learned {kinds[multi_label]}.")
+    labels = partial(multi_hot_labels, num_labels=len(network.config.labels)) if multi_label else class_labels
+    transform = EvaluationTransform(processor, labels)
+    if streams:
+        skipped = SkippedImages(workers=0)
+        index = _index_of_model(network, label_names(streams.features), dataset)
+        rows = streams.splits[split].map(partial(_relabelled, index=index))
+        streams = replace(streams, splits={split: cast(Any, rows)})
+        named = SplitTransform(transform, split, skipped if on_bad_image == "skip" else None)
+        tensors = to_tensors(streams, split, named, batch_size)
+    else:
+        checked, counts = check_images(DatasetDict({split: splits[split]}), on_bad_image, workers=0)
+        skipped = range(counts[split])
+        rows = _with_labels_of(network, checked[split], dataset)
+        tensors = rows.with_transform(SplitTransform(transform, split))
     with TemporaryDirectory() as folder:  # a Trainer wants one, though nothing is left in it
         arguments = TrainingArguments(
             folder,
@@ -45,18 +79,30 @@ def evaluate(
             remove_unused_columns=False,
             dataloader_pin_memory=torch.accelerator.is_available(),
         )
-        trainer = Trainer(network, arguments, eval_dataset=cast(Any, rows), compute_metrics=compute_metrics)
-        metrics = trainer.evaluate()
-    return metrics | {"eval_split": split, "eval_samples": len(rows)}
+        metrics_of = compute_multi_label_metrics if multi_label else compute_metrics
+        trainer = Trainer(network, arguments, compute_metrics=metrics_of)
+        output = trainer.predict(cast(Any, tensors), metric_key_prefix="eval")
+    metrics = cast("dict[str, Any]", output.metrics) | {"eval_split": split, "eval_samples": len(output.predictions)}
+    return metrics | ({f"skipped_images_{split}": len(skipped)} if on_bad_image == "skip" else {})
 
 
-def _with_labels_of(model: ViTForImageClassification, rows: Dataset, dataset: str) -> Dataset:
-    """The same rows with the model's class indices, matched by the classes' names."""
-    names = rows.features["label"].names
+def _index_of_model(model: ViTForImageClassification, names: list[str], dataset: str) -> list[int]:
+    """The model's index of each class, matched by name."""
     known = model.config.labels
     if unknown := [name for name in names if name not in known]:
         listed = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
         raise InputError(f"{dataset} has a class {unknown[0]!r} that the model does not know; it knows {listed}.")
-    index = [known.index(name) for name in names]
-    labels = [index[label] for label in rows["label"]]
-    return rows.remove_columns("label").add_column("label", labels, feature=Value("int64"))
+    return [known.index(name) for name in names]
+
+
+def _with_labels_of(model: ViTForImageClassification, rows: Dataset, dataset: str) -> Dataset:
+    """The same rows with the model's class indices."""
+    index = _index_of_model(model, label_names(rows.features), dataset)
+    labels = [_relabelled({"label": label}, index)["label"] for label in rows["label"]]
+    feature = label_feature(model.config.labels, model.config.is_multi_label)
+    return rows.remove_columns("label").add_column("label", cast(Any, labels), feature=feature)
+
+
+def _relabelled(row: dict[str, Any], index: list[int]) -> dict[str, Any]:
+    label = row["label"]
+    return {"label": [index[each] for each in label] if isinstance(label, list) else index[label]}

@@ -90,14 +90,9 @@ def read_image_folder(root: Path, files: list[PurePosixPath]) -> DatasetDict:
     """
     images = [file for file in files if file.suffix.lower() in image_suffixes()]
     metadata = [file for file in files if file.name in METADATA_NAMES]
-    known = {*images, *metadata}
+    known = {*images, *metadata, PurePosixPath("README.md")}
     if others := [file for file in files if file not in known]:
-        logger.warning(
-            "%s files of %s are left out, because their names are not those of images; the first is %s.",
-            f"{len(others):,}",
-            root,
-            others[0],
-        )
+        _say_left_out(len(others), "files", root, "by their names they are no images", others[0])
     return _from_metadata(root, images, metadata) if metadata else _from_classes(root, images)
 
 
@@ -181,19 +176,13 @@ def _from_metadata(root: Path, images: list[PurePosixPath], metadata: list[PureP
 
 def _say_what_differs(root: Path, images: list[PurePosixPath], listed: list[PurePosixPath]) -> None:
     if unlisted := sorted(set(images) - set(listed)):
-        logger.warning(
-            "%s images of %s are left out, because no metadata file lists them; the first is %s.",
-            f"{len(unlisted):,}",
-            root,
-            unlisted[0],
-        )
+        _say_left_out(len(unlisted), "images", root, "no metadata file lists them", unlisted[0])
     if repeated := [path for path, count in Counter(listed).items() if count > 1]:
-        logger.warning(
-            "%s images of %s are listed more than once by its metadata; the first is %s.",
-            f"{len(repeated):,}",
-            root,
-            repeated[0],
-        )
+        logger.warning("The metadata of %s lists %s more than once, for one of %d.", root, repeated[0], len(repeated))
+
+
+def _say_left_out(count: int, what: str, root: Path, why: str, first: PurePosixPath) -> None:
+    logger.warning("Left out of %s, because %s: %s %s, the first is %s.", root, why, f"{count:,}", what, first)
 
 
 def _table(root: Path, rows: list[tuple[PurePosixPath, dict[str, Any]]], columns: dict[str, None]) -> Dataset:
@@ -211,6 +200,8 @@ def _read_csv(file: Path) -> Iterator[dict[str, Any]]:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.reader(lines, strict=True)
             header = [name.strip() for name in next(reader, [])]
+            if not header:
+                return
             _require_columns(header, file)
             for values in reader:
                 if not values:

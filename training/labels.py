@@ -26,10 +26,15 @@ def label_candidates(features: Features) -> list[str]:
         name: feature for name, feature in features.items() if holds_classes(feature) and not name.startswith("__")
     }
     classes = [name for name, feature in columns.items() if isinstance(item_of(feature), ClassLabel)]
-    named = [name for name in _NAMES if name in columns]
+    named = [name for name in columns if _is_named_so(name)]
     plain = [name for name, feature in columns.items() if isinstance(feature, Value) and "float" not in feature.dtype]
     both = [name for name in named if name in classes]
-    return next((found for found in (both, classes, named, plain) if found), [])
+    others = [name for name in features if _is_named_so(name)]  # which hold none, as will be said
+    return next((found for found in (both, classes, named, plain, others) if found), [])
+
+
+def _is_named_so(column: str) -> bool:
+    return column.rsplit(".", 1)[-1].lower() in _NAMES
 
 
 def holds_classes(feature: Any) -> bool:

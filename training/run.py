@@ -3,7 +3,7 @@
 vitrail train --dataset digits --output_dir runs/digits
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,19 @@ from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainin
 from vitrail.training.augmentation import EvaluationTransform, TrainingTransform, class_labels, color_labels
 from vitrail.training.building import build_model
 from vitrail.training.card import Provenance
+from vitrail.training.columns import is_multi_label, label_names
 from vitrail.training.data import load_images, load_splits, with_validation
 from vitrail.training.metrics import compute_metrics
+from vitrail.training.multi_label import choose_metric, compute_multi_label_metrics, multi_hot_labels
 from vitrail.training.pictures import save_samples
+from vitrail.training.sources import is_streamable
+from vitrail.training.streaming import first_images, hold_out, load_streams, samples_of, to_tensors
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
+from vitrail.training.unreadable import SkippedImages, SplitTransform, check_images
+
+
+# What an evaluation's figures begin with, and the split that it is of.
+_EVALUATED = {"eval": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -63,22 +72,57 @@ def train(argv: Sequence[str]) -> TrainingResult:
         data_arguments.dataset_revision,
         data_arguments.image_column,
     )
-    splits = load_splits(*source, data_arguments.label_column) if classifying else load_images(*source)
-    splits, said = with_validation(splits, data_arguments.validation_fraction, arguments.seed)
+    workers, fraction = arguments.dataloader_num_workers, data_arguments.validation_fraction
+    if data_arguments.streaming and is_streamable(data_arguments.dataset):
+        streams = load_streams(*source, data_arguments.label_column, labelled=classifying)
+        streams, said = hold_out(streams, fraction, data_arguments.max_eval_samples)
+        streams = first_images(streams, _limits(streams.splits, data_arguments))
+        splits, features, skipped = streams.splits, streams.features, {}
+        images = {split: length for split, length in streams.lengths.items() if length is not None}
+        if "train" not in images and arguments.max_steps <= 0:
+            raise InputError(
+                f"It is not known how many images {source[0]} has; say how long to train with --max_steps."
+            )
+    else:
+        streams, splits = (
+            None,
+            load_splits(*source, data_arguments.label_column) if classifying else load_images(*source),
+        )
+        splits, said = with_validation(splits, fraction, arguments.seed)
+        splits = _subsample(splits, data_arguments, arguments.seed)
+        splits, skipped = check_images(splits, data_arguments.on_bad_image, workers)
+        features = splits["train"].features
+        images = {str(split): len(rows) for split, rows in splits.items()}
     if said:
         print(said)
-    splits = _subsample(splits, data_arguments, arguments.seed)
-    images = {str(split): len(rows) for split, rows in splits.items()}
+    for split, count in skipped.items():
+        if count:
+            print(f"{count:,} images of the split {split!r} cannot be read and are left out.")
     if classifying:
-        model, processor = build_model(model_arguments, splits["train"].features["label"].names)
-        labels, trainer_class = class_labels, partial(ViTTrainer, compute_metrics=compute_metrics)
+        multi_label = is_multi_label(features)
+        choose_metric(arguments, multi_label)
+        names = label_names(features)
+        model, processor = build_model(model_arguments, names, multi_label)
+        labels = partial(multi_hot_labels, num_labels=len(names)) if multi_label else class_labels
+        metrics_of = compute_multi_label_metrics if multi_label else compute_metrics
+        trainer_class = partial(ViTTrainer, compute_metrics=metrics_of)
     else:
         model, processor = build_model(model_arguments, None)
         labels, trainer_class = partial(color_labels, patch_shape=model.config.patch_shape), MaskedPatchTrainer
 
     evaluation, training = EvaluationTransform(processor, labels), TrainingTransform(processor, data_arguments, labels)
     transforms = dict.fromkeys(splits, evaluation) | {"train": training}
-    transformed: dict[Any, Any] = {split: rows.with_transform(transforms[split]) for split, rows in splits.items()}
+    left_out = {split: SkippedImages(workers) for split in splits if streams and data_arguments.on_bad_image == "skip"}
+    named = {split: SplitTransform(transforms[split], str(split), left_out.get(split)) for split in splits}
+    transformed: dict[Any, Any]
+    if streams is None:
+        transformed = {split: rows.with_transform(named[split]) for split, rows in splits.items()}
+    else:
+        sizes = dict.fromkeys(splits, arguments.eval_batch_size) | {"train": arguments.train_batch_size}
+        shuffles = {"train": (arguments.seed, data_arguments.shuffle_buffer)}
+        transformed = {
+            split: to_tensors(streams, split, named[split], sizes[split], shuffles.get(split)) for split in splits
+        }
     try:
         trainer = trainer_class(
             model=model,
@@ -94,6 +138,11 @@ def train(argv: Sequence[str]) -> TrainingResult:
     metrics = trained.metrics | trainer.evaluate()
     if "test" in transformed:
         metrics |= trainer.evaluate(transformed["test"], metric_key_prefix="test")
+    if streams is not None:
+        skipped = {split: len(images) for split, images in left_out.items()}
+        images |= {split: metrics[f"{prefix}_samples"] for prefix, split in _EVALUATED.items() if split in splits}
+        images |= {"train": images["train"] - skipped.get("train", 0)} if "train" in images else {}
+    metrics |= {f"skipped_images_{split}": count for split, count in skipped.items()}
 
     trainer.results = metrics
     trainer.save_model()
@@ -101,7 +150,8 @@ def train(argv: Sequence[str]) -> TrainingResult:
     trainer.save_metrics("all", metrics, combined=False)
     samples = []
     if isinstance(model, ViTForImageClassification):
-        samples = save_samples(model, processor, splits["validation"], output_dir)
+        held_out = samples_of(streams, "validation") if streams else splits["validation"]
+        samples = save_samples(model, processor, held_out, output_dir)
     trainer.create_model_card()
     if arguments.push_to_hub:
         trainer.push_to_hub()
@@ -121,10 +171,12 @@ def _subsample(splits: DatasetDict, arguments: DataArguments, seed: int) -> Data
     def at_most(rows: Dataset, limit: int | None) -> Dataset:
         return rows if limit is None or limit >= len(rows) else rows.shuffle(seed).select(range(limit))
 
-    limits: dict[Any, int | None] = dict.fromkeys(splits, arguments.max_eval_samples) | {
-        "train": arguments.max_train_samples
-    }
+    limits = _limits(splits, arguments)
     return DatasetDict({split: at_most(rows, limits[split]) for split, rows in splits.items()})
+
+
+def _limits(splits: Iterable[Any], arguments: DataArguments) -> dict[Any, int | None]:
+    return dict.fromkeys(splits, arguments.max_eval_samples) | {"train": arguments.max_train_samples}
 
 
 def _provenance(model: ModelArguments, data: DataArguments, images: dict[str, int]) -> Provenance:

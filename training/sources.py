@@ -1,18 +1,20 @@
 """Data sets as they come: digits, folders, files and the Hub, before anybody chooses columns."""
 
 import glob
+import logging
 import re
 import tarfile
 import textwrap
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from datasets import (
     ClassLabel,
@@ -37,7 +39,10 @@ from vitrail.modeling import InputError
 from vitrail.training.folders import METADATA_NAMES, SPLIT_NAMES, files_below, image_suffixes, read_image_folder
 
 
+logger = logging.getLogger(__name__)
+
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+_ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _FORMS = ", ".join(list(_BUILDERS)[:-1]) + f" or {list(_BUILDERS)[-1]}"
 # A split's name as a word of its own, as in `train-00000-of-00002.parquet`.
 _SPLIT = re.compile(rf"(?:^|[-._ 0-9])({'|'.join(SPLIT_NAMES)})(?=$|[-._ 0-9])", re.IGNORECASE)
@@ -70,6 +75,8 @@ def read_source(
     Raises:
         InputError: there is no such data set, or it cannot be read.
     """
+    if not dataset:
+        raise InputError("The data set has no name; say which with --dataset.")
     path = Path(dataset)
     if dataset == "digits":
         return _digits()
@@ -79,6 +86,22 @@ def read_source(
         return _read_files(files, dataset, streaming)
     with reading(dataset):
         return _as_splits(load_dataset(dataset, config, revision=revision, streaming=streaming))
+
+
+def is_streamable(dataset: str) -> bool:
+    """Whether there is a point in streaming it: what lies on this disk as images is read one by one anyway."""
+    path = Path(dataset)
+    if dataset == "digits" or not path.is_dir():
+        return dataset != "digits"
+    return not _is_saved(path) and any(map(_is_table, files_below(path)))
+
+
+def _is_table(file: PurePath) -> bool:
+    return file.suffix.lower() in _BUILDERS and file.name not in METADATA_NAMES
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
 def read_column(dataset: str, config: str | None, revision: str | None, column: str) -> IterableDatasetDict | None:
@@ -134,7 +157,7 @@ def _read_folder(
     folder: Path, config: str | None, streaming: bool, columns: list[str] | None = None
 ) -> DatasetDict | IterableDatasetDict:
     with reading(str(folder)):
-        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        if _is_saved(folder):
             return _as_splits(load_from_disk(folder))
         files = files_below(folder)
         if not files:
@@ -142,9 +165,12 @@ def _read_folder(
                 f"The folder {folder} is empty; it should hold images, with a sub-folder for every class if any."
             )
         images = [file for file in files if file.suffix.lower() in image_suffixes()]
-        tables = [file for file in files if file.suffix in _BUILDERS and file.name not in METADATA_NAMES]
+        tables = [file for file in files if _is_table(file)]
         card = folder / "README.md"
         declared = card.is_file() and DatasetCard.load(card, ignore_metadata_errors=True).data.get("configs")
+        packed = [file for file in files if file.suffix.lower() in _ARCHIVES]
+        if packed and not (declared or images or tables):
+            raise InputError(f"{folder} holds {packed[0]}, which is packed; unpack it.")
         if declared or not (images or tables):
             return _as_splits(load_dataset(str(folder.resolve()), config, streaming=streaming))
         if images and tables:
@@ -175,14 +201,17 @@ def _files(dataset: str) -> list[Path]:
 def _read_files(
     files: list[Path], dataset: str, streaming: bool, root: Path | None = None, columns: list[str] | None = None
 ) -> DatasetDict | IterableDatasetDict:
-    if unknown := [file for file in files if file.suffix not in _BUILDERS]:
+    if unknown := [file for file in files if file.suffix.lower() not in _BUILDERS]:
         raise InputError(f"{unknown[0]} is neither a folder nor a {_FORMS} file.")
-    if len({file.suffix for file in files}) > 1:
+    if len({file.suffix.lower() for file in files}) > 1:
         raise InputError(f"{dataset} has files of several kinds, {files[0]} and {files[-1]}; take those of one.")
-    builder = _BUILDERS[files[0].suffix]
+    builder = _BUILDERS[files[0].suffix.lower()]
     alone = {"columns": columns} if columns and builder == "parquet" else {}
     splits: dict[str, Any] = {}
     for split, members in _by_split(files, dataset, root).items():
+        if not (members := [file for file in members if _has_rows(file, builder)]):
+            logger.warning("Split %r of %s has no rows, so it is left out.", split, dataset)
+            continue
         with reading(dataset if len(files) == 1 else f"{dataset}, split {split!r}"):
             splits[split] = load_dataset(  # one at a time: their columns and classes may differ
                 builder,
@@ -192,6 +221,20 @@ def _read_files(
                 **alone,
             )
     return IterableDatasetDict(splits) if streaming else DatasetDict(splits)
+
+
+def _has_rows(file: Path, builder: str) -> bool:
+    """Whether there is something to read, which `datasets` takes for granted."""
+    with reading(str(file)):
+        if builder == "parquet":
+            table = pq.read_metadata(file)
+            if repeated := [name for name, count in Counter(table.schema.to_arrow_schema().names).items() if count > 1]:
+                raise InputError(f"{file} has more than one column {repeated[0]!r}; rename or remove them.")
+            return table.num_rows > 0
+        if builder == "webdataset":
+            with tarfile.open(file) as archive:
+                return archive.next() is not None
+    return True
 
 
 def _by_split(files: list[Path], dataset: str, root: Path | None) -> dict[str, list[Path]]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -85,7 +86,7 @@ def load_streams(
 ) -> Streams:
     """What `load_splits` or, if not labelled, `load_images` reads, without reading it all.
 
-    The classes must be known beforehand. Where their column does not name them, or nothing tells how many rows there
+    It must be `is_streamable`. The classes must be known beforehand. Where their column does not name them, or nothing tells how many rows there
     are, the labels are read once: of files on this disk, and of parquet files anywhere, which keep columns apart.
 
     Raises:
@@ -93,9 +94,9 @@ def load_streams(
             cannot be known without reading all of it.
     """
     splits = _sources(dataset, config, revision)
-    leading = splits["train"] if "train" in splits else next(iter(splits.values()))
-    first = _first(leading, dataset)
-    if first is None:
+    leading = splits["train"] if "train" in splits else next(iter(splits.values()), None)
+    first = None if leading is None else _first(leading, dataset)
+    if leading is None or first is None:
         raise InputError(f"{dataset} has no rows.")
     image_column = choose_image(image_column, leading.features, first, dataset)
     lengths: dict[str, int | None] = {split: _declared_length(rows) for split, rows in splits.items()}
@@ -165,10 +166,10 @@ def hold_out(streams: Streams, fraction: float, images: int | None) -> tuple[Str
     if labelled and not is_list(streams.features["label"]):
         classes, found = len(label_names(streams.features)), len(set(held["label"]))
         expected = classes * (1 - (1 - 1 / classes) ** len(held))  # of as many images, each of any class
-        if found < 0.5 * expected:
+        if found <= expected * 2 / 3:
             raise InputError(
                 f"The first {len(held):,} training images of {streams.name} are of {found} of {classes} classes, too "
-                "few to validate with; give it a validation split, or leave out --streaming."
+                "few to validate with; give it a validation split, raise --max_eval_samples, or leave out --streaming."
             )
     known = {fingerprint(image) for image in held["image"]}
     rest = train.filter(partial(_is_not_among, known=known))
@@ -227,8 +228,6 @@ def samples_of(streams: Streams, split: str, count: int) -> Dataset:
 def _sources(dataset: str, config: str | None, revision: str | None) -> dict[str, IterableDataset]:
     splits = {}
     for split, rows in read_source(dataset, config, revision, streaming=True).items():
-        if isinstance(rows, Dataset):
-            rows = rows.to_iterable_dataset()
         if rows.features is None:
             raise InputError(f"The columns of {dataset} are not known before it is read; leave out --streaming.")
         splits[split_name(str(split))] = rows
@@ -256,7 +255,7 @@ def _fields(features: Features, image_column: str = "") -> Features:
     """The columns but the image, and in place of columns with fields these, as `column.field`."""
     fields = {}
     for name, feature in features.items():
-        if isinstance(feature, dict):
+        if isinstance(feature, dict) and name != image_column:
             fields |= {f"{name}.{field}": kind for field, kind in feature.items()}
         elif name != image_column:
             fields[name] = feature
@@ -291,7 +290,6 @@ def _named(
         split = split_name(str(split))
         if split in kinds:
             with reading(dataset):
-                rows = rows.to_iterable_dataset() if isinstance(rows, Dataset) else rows
                 values = [_value(row, column) for row in rows.select_columns([top])]
             named[split] = name_all(values, kinds[split], split)
             if None in named[split]:
@@ -322,7 +320,10 @@ def _image(value: Any, dataset: str) -> dict[str, Any] | None:
         return None
     value = {"bytes": value.get("bytes"), "path": value.get("path")}
     if not value["bytes"] and value["path"] and "://" in value["path"]:  # still where it came from
-        with fsspec.open(value["path"], "rb") as file:
+        with (
+            suppress(OSError),
+            fsspec.open(value["path"], "rb") as file,
+        ):  # else it counts as an image that is not there
             value["bytes"] = cast(Any, file).read()
     return value
 

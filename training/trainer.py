@@ -29,6 +29,12 @@ class ViTTrainer(Trainer):
             card = model_card(self.accelerator.unwrap_model(self.model), self.args, self.provenance, self.results)
             card.save(f"{self.args.output_dir}/README.md")
 
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs["metric_key_prefix"]
+        output.metrics[f"{prefix}_samples"] = output.num_samples  # which of a stream nobody knows beforehand
+        return output
+
 
 class MaskedPatchTrainer(ViTTrainer):
     """For `ViTForMaskedPatchPrediction`: every evaluation corrupts the same patches, so that figures compare.

@@ -16,7 +16,6 @@ from vitrail.modeling import InputError, read_image
 
 
 Rows = dict[str, list[Any]]
-ON_BAD_IMAGE = ("error", "skip")
 
 _WAY_OUT = "repair or remove it, or leave such images out with --on_bad_image skip."
 _BATCH = 256
