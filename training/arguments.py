@@ -62,7 +62,8 @@ class DataArguments:
         default=None, metadata={"help": "The branch, tag or commit of a Hub data set."}
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Read Hub data sets and files while they are used, not before; folders of images are in any case."}
+        default=False,
+        metadata={"help": "Read Hub data sets and files while they are used, as images in folders always are."},
     )
     shuffle_buffer: int = field(
         default=1000, metadata={"help": "Draw each image of a stream at random from so many that are held in memory."}

@@ -68,10 +68,10 @@ def evaluate(
         named = SplitTransform(transform, split, skipped if on_bad_image == "skip" else None)
         tensors = to_tensors(streams, split, named, batch_size)
     else:
-        checked, counts = check_images(DatasetDict({split: splits[split]}), on_bad_image, workers=0)
+        rows = _with_labels_of(network, splits[split], dataset)
+        checked, counts = check_images(DatasetDict({split: rows}), on_bad_image, workers=0)
         skipped = range(counts[split])
-        rows = _with_labels_of(network, checked[split], dataset)
-        tensors = rows.with_transform(SplitTransform(transform, split))
+        tensors = checked[split].with_transform(SplitTransform(transform, split))
     with TemporaryDirectory() as folder:  # a Trainer wants one, though nothing is left in it
         arguments = TrainingArguments(
             folder,

@@ -92,7 +92,7 @@ def read_image_folder(root: Path, files: list[PurePosixPath]) -> DatasetDict:
     metadata = [file for file in files if file.name in METADATA_NAMES]
     known = {*images, *metadata, PurePosixPath("README.md")}
     if others := [file for file in files if file not in known]:
-        _say_left_out(len(others), "files", root, "by their names they are no images", others[0])
+        _say_left_out(others, root, "no image has such a name")
     return _from_metadata(root, images, metadata) if metadata else _from_classes(root, images)
 
 
@@ -176,13 +176,14 @@ def _from_metadata(root: Path, images: list[PurePosixPath], metadata: list[PureP
 
 def _say_what_differs(root: Path, images: list[PurePosixPath], listed: list[PurePosixPath]) -> None:
     if unlisted := sorted(set(images) - set(listed)):
-        _say_left_out(len(unlisted), "images", root, "no metadata file lists them", unlisted[0])
+        _say_left_out(unlisted, root, "no metadata lists it")
     if repeated := [path for path, count in Counter(listed).items() if count > 1]:
         logger.warning("The metadata of %s lists %s more than once, for one of %d.", root, repeated[0], len(repeated))
 
 
-def _say_left_out(count: int, what: str, root: Path, why: str, first: PurePosixPath) -> None:
-    logger.warning("Left out of %s, because %s: %s %s, the first is %s.", root, why, f"{count:,}", what, first)
+def _say_left_out(files: list[PurePosixPath], root: Path, why: str) -> None:
+    more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
+    logger.warning("Left out of %s, because %s: %s%s.", root, why, files[0], more)
 
 
 def _table(root: Path, rows: list[tuple[PurePosixPath, dict[str, Any]]], columns: dict[str, None]) -> Dataset:

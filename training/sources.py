@@ -166,8 +166,7 @@ def _read_folder(
             )
         images = [file for file in files if file.suffix.lower() in image_suffixes()]
         tables = [file for file in files if _is_table(file)]
-        card = folder / "README.md"
-        declared = card.is_file() and DatasetCard.load(card, ignore_metadata_errors=True).data.get("configs")
+        declared = _is_declared(folder / "README.md")
         packed = [file for file in files if file.suffix.lower() in _ARCHIVES]
         if packed and not (declared or images or tables):
             raise InputError(f"{folder} holds {packed[0]}, which is packed; unpack it.")
@@ -181,6 +180,15 @@ def _read_folder(
         if images:
             return read_image_folder(folder, files)
         return _read_files([folder / file for file in tables], str(folder), streaming, folder, columns)
+
+
+def _is_declared(card: Path) -> bool:
+    """Whether a data set's card says which files are which split, as on the Hub."""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    try:
+        return text.startswith("---") and DatasetCard(text).data.get("configs") is not None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"The head of {card} is no YAML; correct or remove it.") from error
 
 
 def _files(dataset: str) -> list[Path]:
@@ -232,7 +240,7 @@ def _has_rows(file: Path, builder: str) -> bool:
                 raise InputError(f"{file} has more than one column {repeated[0]!r}; rename or remove them.")
             return table.num_rows > 0
         if builder == "webdataset":
-            with tarfile.open(file) as archive:
+            with tarfile.open(file, "r:") as archive:
                 return archive.next() is not None
     return True
 

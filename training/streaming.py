@@ -86,8 +86,9 @@ def load_streams(
 ) -> Streams:
     """What `load_splits` or, if not labelled, `load_images` reads, without reading it all.
 
-    It must be `is_streamable`. The classes must be known beforehand. Where their column does not name them, or nothing tells how many rows there
-    are, the labels are read once: of files on this disk, and of parquet files anywhere, which keep columns apart.
+    It must be `is_streamable`. The classes must be known beforehand. Where their column does not name them, or nothing
+    tells how many rows there are, the labels are read once: of files on this disk, and of parquet files anywhere,
+    which keep columns apart.
 
     Raises:
         InputError: there is no such data set, it has no column that can be the image or the label, or its classes
@@ -173,6 +174,11 @@ def hold_out(streams: Streams, fraction: float, images: int | None) -> tuple[Str
             )
     known = {fingerprint(image) for image in held["image"]}
     rest = train.filter(partial(_is_not_among, known=known))
+    if next(iter(Stream(rest, streams.name)), None) is None:
+        raise InputError(
+            f"{streams.name} has no more training images than the {len(held):,} that would be set aside to validate; "
+            "lower --max_eval_samples, or leave out --streaming."
+        )
     left = None if length is None else max(1, length - len(held))
     said = (
         f"There is no validation split: the first {len(held):,} training images are set aside for it, with all that "
