@@ -221,7 +221,7 @@ def to_tensors(
     return Stream(rows, streams.name, streams.lengths[split] if shuffle is not None else None)
 
 
-def samples_of(streams: Streams, split: str, count: int) -> Dataset:
+def samples_of(streams: Streams, split: str, count: int = 64) -> Dataset:
     """A few rows of a split in memory."""
     rows = streams.splits[split]
     if isinstance(rows, Dataset):
@@ -331,7 +331,7 @@ def _image(value: Any, dataset: str) -> dict[str, Any] | None:
             fsspec.open(value["path"], "rb") as file,
         ):  # else it counts as an image that is not there
             value["bytes"] = cast(Any, file).read()
-    return value
+    return value if value["bytes"] or value["path"] else None
 
 
 def _in_memory(rows: Iterator[dict[str, Any]], features: Features) -> Dataset:
