@@ -30,7 +30,7 @@ def label_candidates(features: Features) -> list[str]:
     plain = [name for name, feature in columns.items() if isinstance(feature, Value) and "float" not in feature.dtype]
     both = [name for name in named if name in classes]
     others = [name for name in features if _is_named_so(name)]  # which hold none, as will be said
-    return next((found for found in (both, classes, named, plain, others) if found), [])
+    return next((found for found in (both, classes, named, plain, list(columns), others) if found), [])
 
 
 def _is_named_so(column: str) -> bool:
