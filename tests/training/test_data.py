@@ -234,7 +234,7 @@ def test_names_of_files_are_no_classes(tmp_path):
         tmp_path / "a.parquet"
     )
     with pytest.raises(
-        InputError, match="are 30 different values of 30, 0.png for one: hardly classes; choose another"
+        InputError, match=r"are 30 different values of 30, 0\.png for one: hardly classes; choose another"
     ):
         load_splits(str(tmp_path / "a.parquet"))
 
@@ -265,7 +265,7 @@ def test_files_are_given_by_glob_or_one_by_one(tmp_path):
     assert len(load_splits(f"{tmp_path}/other.parquet, {tmp_path}/one*")["train"]) == 12
     with pytest.raises(InputError, match=r"There is no file .*/none\*"):
         load_splits(f"{tmp_path}/none*")
-    with pytest.raises(InputError, match=r"train-0\.parquet names a split and other\.parquet does not; rename it, or"):
+    with pytest.raises(InputError, match=r"names a split and one more\.parquet does not; rename it, or"):
         load_splits(str(tmp_path))
 
 
