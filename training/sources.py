@@ -133,6 +133,8 @@ def reading(dataset: str) -> Iterator[None]:
     except _UNREADABLE as error:
         reason = error.__cause__ if type(error) is DatasetGenerationError and error.__cause__ else error
         said = textwrap.shorten(str(reason) or type(reason).__name__, 400, placeholder=" ...").rstrip(".")
+        if "Config name is missing" in said:
+            said = f"{said.split(' Example of usage')[0]}, with --dataset_config"
         raise InputError(f"Cannot read the data set {dataset}: {said}.") from error
     finally:
         datasets_logging.set_verbosity(verbosity)

@@ -132,7 +132,7 @@ def load_streams(
         if image_column not in source.features:
             raise InputError(f"Split {split!r} of {dataset} has no column {image_column!r}, as others have.")
         wanted = dict.fromkeys((image_column, *([_top(label_column, source.features)] if label_column else ())))
-        rows[split] = _undecoded(source.select_columns(list(wanted))).map(
+        rows[split] = source.select_columns(list(wanted)).map(
             partial(_row, image_column=image_column, label=labels.get(split), dataset=dataset),
             with_indices=True,
             remove_columns=list(wanted),
@@ -236,20 +236,13 @@ def _sources(dataset: str, config: str | None, revision: str | None) -> dict[str
     for split, rows in read_source(dataset, config, revision, streaming=True).items():
         if rows.features is None:
             raise InputError(f"The columns of {dataset} are not known before it is read; leave out --streaming.")
-        splits[split_name(str(split))] = rows
+        splits[split_name(str(split))] = rows.decode(False)  # first of all: of the Hub's folders it undoes a step
     return splits
 
 
 def _first(rows: IterableDataset, dataset: str) -> dict[str, Any] | None:
     with reading(dataset):
-        return next(iter(rows.decode(False)), None)
-
-
-def _undecoded(rows: IterableDataset) -> IterableDataset:
-    images = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
-    for name in images:
-        rows = rows.cast_column(name, Image(decode=False))
-    return rows
+        return next(iter(rows), None)
 
 
 def _declared_length(rows: IterableDataset) -> int | None:
