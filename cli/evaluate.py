@@ -1,10 +1,11 @@
-"""A model's accuracy on any labelled data set.
+"""How well a model does on any labelled data set.
 
-vitrail evaluate --model runs/digits --dataset digits
+vitrail evaluate --model runs/digits --dataset digits --output runs/digits/validation
 """
 
 import argparse
 import json
+from pathlib import Path
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -20,6 +21,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time (default: 64)")
     parser.add_argument("--image_column", help="default: the one column of images, of files' bytes, or of their paths")
     parser.add_argument("--label_column", help="default: the one column of classes, or of lists of them")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="also write what is known of each class, and pictures of the confusions and the worst mistakes",
+    )
     parser.add_argument("--streaming", action="store_true", help="read Hub data sets and files while they are used")
     parser.add_argument(
         "--on_bad_image",
@@ -39,6 +46,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         arguments.dataset,
         arguments.split,
         arguments.batch_size,
+        arguments.output,
         arguments.streaming,
         arguments.on_bad_image,
         config=arguments.dataset_config,

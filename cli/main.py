@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from vitrail.cli import convert, demo, evaluate, explain, predict, train
+from vitrail.cli import convert, demo, evaluate, explain, predict, push, train
 
 
 # What is imported only where it is needed, and the extra that brings it.
@@ -26,12 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; by default those of the process.
 
     Returns:
-        the exit code: 0, or 2 when the user's input cannot be used, which one sentence on stderr explains.
+        the exit code: 0; 2 when the user's input cannot be used, 1 when a model could not be published. One sentence on
+        stderr explains either.
     """
     parser = _Parser(prog="vitrail", description="Vision Transformers: train, trust, look inside, share.")
     parser.add_argument("--version", action="version", version=f"vitrail {version('vitrail')}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for verb in (train, evaluate, predict, explain, convert, demo):
+    for verb in (train, evaluate, predict, explain, convert, push, demo):
         verb.add_parser(verbs)
     arguments, rest = parser.parse_known_args(argv)
     if rest and not arguments.takes_more:
@@ -45,16 +46,19 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     from transformers.utils import logging
 
     from vitrail.modeling import InputError
+    from vitrail.publishing import PublishingError
 
     logging.disable_progress_bar()  # of loading and saving; downloads and training keep theirs
     try:
         return arguments.run(arguments, rest)
     except (InputError, StrictDataclassError) as error:
-        sentence = _sentence(error)
+        sentence, code = _sentence(error), 2
+    except PublishingError as error:
+        sentence, code = str(error), 1
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
-        sentence = f"{error.name} is not installed: pip install 'vitrail[{_EXTRAS[error.name]}]'."
+        sentence, code = f"{error.name} is not installed: pip install 'vitrail[{_EXTRAS[error.name]}]'.", 2
     except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -62,7 +66,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         tqdm.write("vitrail: interrupted.", file=sys.stderr)
         return 130
     tqdm.write(f"vitrail: {sentence}", file=sys.stderr)  # clear of a progress bar that is still drawn
-    return 2
+    return code
 
 
 class _Parser(argparse.ArgumentParser):

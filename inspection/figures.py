@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence, Sized
 
 import matplotlib
@@ -11,6 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
@@ -23,6 +25,7 @@ Region = tuple[float, float, float, float]
 _COLORMAP = "inferno"  # perceptually uniform: equal steps of the map look equally large
 _WIDTH = 8  # inches of a figure; at 100 dots per inch the 800 pixels that a README shows
 _PER_ROW = 7  # panels of a strip
+MISSING = "□"  # a letter that no font has
 _SIDE = 224  # pixels of an image's longer side in a figure
 
 
@@ -142,6 +145,22 @@ def rollout_grid(
     return figure
 
 
+def legible(text: str, letters: int) -> str:
+    """A text as a figure can show it: in one line of at most so many letters, with a box for each that no font has.
+
+    What is too long loses its middle, because names often differ at their ends.
+    """
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in matplotlib.rcParams["font.family"]]
+    text = " ".join(text.split())
+    if len(text) > letters:
+        ending = letters // 3
+        text = f"{text[: letters - ending - 1].rstrip()}…{text[-ending:].lstrip()}"
+    return "".join(
+        letter if letter.isprintable() and any(font.get_char_index(ord(letter)) for font in fonts) else MISSING
+        for letter in text
+    )
+
+
 def predictions_figure(
     images: Sequence[Image.Image],
     heatmaps: torch.Tensor,
@@ -149,6 +168,7 @@ def predictions_figure(
     probabilities: Sequence[float],
     truths: Sequence[str],
     regions: Sequence[Region] | None = None,
+    truth_probabilities: Sequence[float] | None = None,
 ) -> Figure:
     """Images above their rollout, titled with the prediction, in red where it is wrong.
 
@@ -159,25 +179,40 @@ def predictions_figure(
         probabilities: of the predictions, in [0, 1].
         truths: the n classes that the images really show.
         regions: n times what `overlay` takes; by default the whole images.
+        truth_probabilities: what the model gave the true classes, in [0, 1]; by default it is not shown.
 
     Raises:
         InputError: the maps are not finite, non-negative matrices, or there are not n of everything.
     """
+    likely = [None] * len(images) if truth_probabilities is None else truth_probabilities
     places = _one_each(
-        images, regions, heatmaps=heatmaps, predictions=predictions, probabilities=probabilities, truths=truths
+        images,
+        regions,
+        heatmaps=heatmaps,
+        predictions=predictions,
+        probabilities=probabilities,
+        truths=truths,
+        truth_probabilities=likely,
     )
     figure = Figure(figsize=(max(1.5 * len(images), 5.5), 3.6), layout="constrained")
     columns = figure.subplots(2, len(images), squeeze=False).T
-    for (above, below), image, heatmap, prediction, probability, truth, region in zip(
-        columns, images, heatmaps, predictions, probabilities, truths, places
+    for (above, below), image, heatmap, prediction, probability, truth, region, truth_probability in zip(
+        columns, images, heatmaps, predictions, probabilities, truths, places, likely
     ):
         wrong = prediction != truth
         shown, region = _scaled(image, region)
-        title, colour = f"{prediction} ({probability:.0%})", "firebrick" if wrong else "black"
-        _panel(above, shown, title, fontsize=11, color=colour)
-        _panel(below, overlay(shown, heatmap, region=region), f"is {truth}" if wrong else "", color=colour)
+        colour = "firebrick" if wrong else "black"
+        _panel(above, shown, _class_title(prediction, probability), fontsize=10, color=colour)
+        title = f"is {_class_title(truth, truth_probability)}" if wrong else ""
+        _panel(below, overlay(shown, heatmap, region=region), title, color=colour)
     figure.suptitle("prediction, and where it looked (attention rollout, each map scaled to its own peak)", fontsize=10)
     return figure
+
+
+def _class_title(name: str, probability: float | None) -> str:
+    """A class's name and probability on as few lines of a panel's width as it takes, three at most."""
+    share = "" if probability is None else f" ({probability:.0%})" if probability >= 0.01 else " (<1%)"
+    return textwrap.fill(legible(name, 32) + share, 18)
 
 
 def _strip(image: Image.Image, maps: np.ndarray, names: Sequence[str], region: Region | None, title: str) -> Figure:

@@ -213,6 +213,12 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.use_class_token + self.use_distillation_token + self.num_register_tokens
 
     @property
+    def sequence_length(self) -> int:
+        """T, the number of tokens of an image: the patches and those before them."""
+        rows, columns = self.grid_shape
+        return self.num_prefix_tokens + rows * columns
+
+    @property
     def stage_names(self) -> list[str]:
         """What a `ViTBackbone` can return: the embeddings, and every layer's output."""
         return ["stem", *(f"stage{index}" for index in range(1, self.num_hidden_layers + 1))]

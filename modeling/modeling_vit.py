@@ -390,7 +390,7 @@ class ViTPreTrainedModel(PreTrainedModel):
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch; the Trainer averages accumulated steps itself
-    _no_split_modules = ["ViTEmbeddings", "ViTLayer", "ViTAttentionPooling"]
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -492,7 +492,10 @@ class ViTModel(ViTPreTrainedModel):
         rates = [config.drop_path_rate * index / last for index in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList([ViTLayer(config, rate) for rate in rates])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention_pooling = ViTAttentionPooling(config) if config.pooling == "attention" else None
+        self.attention_pooling = None
+        if config.pooling == "attention":
+            self.attention_pooling = ViTAttentionPooling(config)
+            self._no_split_modules = [*self._no_split_modules, "ViTAttentionPooling"]
         self.post_init()
 
     @merge_with_config_defaults
@@ -614,6 +617,14 @@ class ViTForImageClassification(ViTPreTrainedModel):
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
 
+    def features(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
+        """What `classifier` reads of the encoder's outputs: (B, D), (B, 2D) or (B, representation_size)."""
+        features = cast("torch.Tensor", outputs.pooler_output)
+        if self.config.pooling == "token_and_mean":
+            patches = cast("torch.Tensor", outputs.last_hidden_state)[:, self.config.num_prefix_tokens :]
+            features = torch.cat((features, patches.mean(dim=1)), dim=1)
+        return features if self.pre_logits is None else torch.tanh(self.pre_logits(features))
+
     @can_return_tuple
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
@@ -634,13 +645,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
             InputError: the images have other channels or another size than the model reads.
         """
         outputs = self.vit(pixel_values, **kwargs)
-        features = outputs.pooler_output
-        if self.config.pooling == "token_and_mean":
-            patches = outputs.last_hidden_state[:, self.config.num_prefix_tokens :]
-            features = torch.cat((features, patches.mean(dim=1)), dim=1)
-        if self.pre_logits is not None:
-            features = torch.tanh(self.pre_logits(features))
-        logits = self.classifier(features)
+        logits = self.classifier(self.features(outputs))
         if self.distillation_classifier is not None:  # "Training data-efficient image transformers", Section 4
             logits = (logits + self.distillation_classifier(outputs.last_hidden_state[:, 1])) / 2
         return ImageClassifierOutput(

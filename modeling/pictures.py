@@ -94,7 +94,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     it is the current frame. Colour profiles are ignored.
     """
     image.load()  # before anything is asked of a file that may be cut off, and before it is closed
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     partial = _partial_frame(image)
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
@@ -116,7 +116,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, upright, where there is none that can be read."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except _UNREADABLE:

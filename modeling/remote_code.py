@@ -27,10 +27,15 @@ PROCESSOR_AUTO_MAP = {
 }
 
 
+def sources() -> list[Path]:
+    """The files of this package that travel."""
+    return [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.name != "__init__.py"]
+
+
 def copy_sources(folder: str | Path) -> None:
     """Puts the files of this package beside a model; transformers imports them from there."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sources():
         target = Path(folder) / source.name
-        if source.name != "__init__.py" and not (target.exists() and target.samefile(source)):
+        if not (target.exists() and target.samefile(source)):
             shutil.copyfile(source, target)

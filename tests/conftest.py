@@ -1,10 +1,11 @@
 """Tests run offline, on tiny models, in a home of their own."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,33 @@ _HOME = tempfile.TemporaryDirectory(prefix="vitrail-tests-")
 os.environ |= {
     "HF_HOME": _HOME.name,
     "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_XET": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+CARD = """---
+library_name: transformers
+tags:
+- vit
+model-index:
+- name: tiny
+---
+
+# tiny
+
+It was trained. ![what it sees](shown.png) ![](<maps/worst%201.png> "the worst") ![](https://example.test/a.png)
+![](../private.png) ![](missing.png) [a link, not a picture](private.png)
+
+```python
+classify = pipeline("image-classification", "{location}")
+```
+"""
+
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT.parent / "shared" / "assets"
-HUB_SERVER = ROOT.parent / "shared" / "hub" / "hub_server.py"
+HUB_SERVER = ROOT / "tests" / "hub_server.py"
 
 
 @pytest.fixture(scope="session")
@@ -74,29 +94,61 @@ def tiny_model(tiny_config, randomised):
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory):
-    """The environment of a client of a running Hub, with a token that may write as `alice`."""
-    if not HUB_SERVER.exists():
-        pytest.skip("the loopback Hub is not beside this checkout")
-    root = tmp_path_factory.mktemp("hub")
-    command = [sys.executable, str(HUB_SERVER), "--root", str(root), "--port", "0", "--port-file", str(root / "port")]
-    server = subprocess.Popen(
-        [*command, "--token", "hf_alice:alice:write"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    for _ in range(300):
-        if (root / "port").exists() and (port := (root / "port").read_text().strip()):
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("the loopback Hub did not start")
-    offline = {"HF_HUB_OFFLINE"}
-    yield {name: value for name, value in os.environ.items() if name not in offline} | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
-        "HF_TOKEN": "hf_alice",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(root / "home"),
-    }
-    server.terminate()
-    server.wait()
+    """The environment of a client of a running Hub, with a token that may write as `alice`: see `hub_server.py`."""
+    with subprocess.Popen([sys.executable, HUB_SERVER], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        assert address, "the Hub did not start"
+        yield {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | {
+            "HF_ENDPOINT": address,
+            "HF_TOKEN": "hf_alice",
+            "HF_HOME": str(tmp_path_factory.mktemp("home")),
+        }
+        server.terminate()
+
+
+@pytest.fixture
+def ask_hub(hub):
+    """A function that uses the tests' own door to the Hub: `ask_hub("POST", "faults", path=".*", status=503)`."""
+
+    def ask(method, what, /, **content):
+        address, body = f"{hub['HF_ENDPOINT']}/test/{what}", json.dumps(content).encode()
+        with urllib.request.urlopen(urllib.request.Request(address, body, method=method)) as answer:
+            return json.load(answer)
+
+    yield ask
+    ask("DELETE", "faults")
+
+
+@pytest.fixture
+def online(hub, monkeypatch):
+    """This process as a client of the Hub, which does not wait before it tries again; the value is its `HfApi`."""
+    from huggingface_hub import HfApi
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub["HF_ENDPOINT"])
+    files = f"{hub['HF_ENDPOINT']}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setenv("HF_TOKEN", hub["HF_TOKEN"])
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return HfApi()
+
+
+@pytest.fixture
+def model_folder(tiny_model, tmp_path):
+    """A model as a training leaves it, with what else lies about there."""
+    from vitrail.modeling import ViTImageProcessor
+
+    folder = tmp_path / "runs" / "tiny"
+    tiny_model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 24, "width": 16}).save_pretrained(folder)
+    (folder / "README.md").write_text(CARD.format(location=folder))
+    for name in ("all_results.json", "shown.png", "my notes.txt", "private.png", "training_args.bin", "handler.py"):
+        (folder / name).write_text("{}")
+    for name in ("checkpoint-9/optimizer.pt", "checkpoint-9/model.safetensors", "runs/events", "maps/worst 1.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from vitrail.modeling import ViTForImageClassification, ViTImageProcessor
 
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("cli", "demo", "inspection", "modeling", "training")
+PARTS = ("cli", "demo", "inspection", "modeling", "publishing", "training")
 
 
 def run(*command, **options):
@@ -74,8 +74,8 @@ def test_wheel_works_in_an_empty_environment(distributions, tiny_model, tmp_path
     assert ViTForImageClassification.from_pretrained(model).num_parameters() == tiny_model.num_parameters()
     program = f"""
 from pathlib import Path
-import vitrail.modeling, vitrail.inspection, vitrail.training, vitrail.demo, vitrail.cli.main
-for module in (vitrail.modeling, vitrail.inspection, vitrail.training, vitrail.demo, vitrail.cli):
+import vitrail.modeling, vitrail.inspection, vitrail.publishing, vitrail.training, vitrail.demo, vitrail.cli.main
+for module in (vitrail.modeling, vitrail.inspection, vitrail.publishing, vitrail.training, vitrail.demo, vitrail.cli):
     assert Path(module.__file__).is_relative_to({str(site)!r}), module.__file__
 print(vitrail.modeling.ViTForImageClassification.from_pretrained({str(model)!r}).num_parameters())
 """

@@ -3,7 +3,11 @@
 vitrail train --dataset digits --recipe digits --num_train_epochs 20
 """
 
+import argparse
 import math
+import os
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,9 +17,13 @@ from typing import Any, NoReturn, cast
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available, is_trackio_available
+from transformers.training_args import OptimizerNames
+from transformers.utils import is_peft_available
 
 from vitrail.modeling import InputError
 from vitrail.modeling.configuration_vit import VARIANTS
+from vitrail.training.precision import has_fast_bf16
 
 
 _RECIPES = resources.files("vitrail.training.recipes")
@@ -29,10 +37,19 @@ OBJECTIVES = {
 }
 ON_BAD_IMAGE = ("error", "skip")
 
+_MOST_WORKERS = 8
+POLICIES = ("none", "randaugment", "trivialaugment")
+# How much of a model learns; the recipe of the same name goes with each but the first.
+METHODS = ("full", "lora", "linear-probe", "few-shot")
+FROZEN = ("linear-probe", "few-shot")
+
+
+_REPORTERS = {"tensorboard": is_tensorboard_available, "trackio": is_trackio_available}
+
 
 @dataclass
 class ModelArguments:
-    """Which ViT is trained."""
+    """Which ViT is trained, and how much of it."""
 
     model: str | None = field(
         default=None,
@@ -42,9 +59,34 @@ class ModelArguments:
     )
     image_size: int | None = field(default=None, metadata={"help": "The side of the model's input in pixels."})
     patch_size: int | None = field(default=None, metadata={"help": "The side of a patch in pixels."})
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Leave out the last layer's branches this often, earlier ones' less."}
+    )
+    patch_dropout_prob: float | None = field(
+        default=None, metadata={"help": "The share of an image's patches left out in training."}
+    )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Other fields of ViTConfig as JSON, e.g. '{\"num_hidden_layers\": 6}'."}
     )
+    method: str = field(
+        default="full",
+        metadata={
+            "help": f"What learns: {', '.join(METHODS)}. linear-probe and few-shot fit a head to the frozen backbone's "
+            "features without steps or augmentation, and do not heed the flags of these."
+        },
+    )
+    lora_rank: int = field(default=16, metadata={"help": "The rank of what lora adds to each dense layer."})
+    lora_alpha: float = field(default=32.0, metadata={"help": "lora scales it by alpha / rank."})
+    shots: int = field(default=5, metadata={"help": "Training images a class in few-shot."})
+    shot_draws: int = field(default=5, metadata={"help": "How often few-shot draws them, with seed, seed + 1, ..."})
+
+    def __post_init__(self):
+        _require(self.method in METHODS, f"method must be one of {', '.join(METHODS)}")
+        _require(self.method != "lora" or is_peft_available(), "method lora needs PEFT: pip install 'vitrail[lora]'")
+        _require(self.lora_rank >= 1, "lora_rank must be at least 1")
+        _require(math.isfinite(self.lora_alpha) and self.lora_alpha > 0, "lora_alpha must be a number > 0")
+        _require(self.shots >= 1, "shots must be at least 1")
+        _require(self.shot_draws >= 1, "shot_draws must be at least 1")
 
 
 @dataclass
@@ -83,6 +125,9 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many random images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on at most so many random images."})
+    balanced_sampling: bool = field(
+        default=False, metadata={"help": "Repeat images of smaller classes until all are as large as the largest."}
+    )
     crop_scale: float = field(
         default=0.35,
         metadata={"help": "Random crops keep at least this share of the area; 1 squashes the whole image."},
@@ -93,6 +138,26 @@ class DataArguments:
     rotation: float = field(default=0.0, metadata={"help": "Rotate by up to so many degrees."})
     scaling: float = field(default=0.0, metadata={"help": "Scale by up to this share, up and down."})
     translation: float = field(default=0.0, metadata={"help": "Shift by up to this share of the side."})
+    padding: int = field(default=0, metadata={"help": "Shift by up to so many whole pixels."})
+    policy: str = field(
+        default="none",
+        metadata={
+            "help": f"Random colours and distortions: {', '.join(POLICIES)}. They never mirror, but shear, shift and, "
+            "where that may change the label, rotate: randaugment by 9 degrees, trivialaugment by up to 135."
+        },
+    )
+    erasing: float = field(
+        default=0.0, metadata={"help": "Probability of painting over a random part (RandomErasing)."}
+    )
+    mixup: float = field(
+        default=0.0, metadata={"help": "Alpha of MixUp, which blends pairs of images and their labels; 0 is off."}
+    )
+    cutmix: float = field(
+        default=0.0,
+        metadata={
+            "help": "Alpha of CutMix, which pastes a part of one image into another; with MixUp, one of them a batch."
+        },
+    )
 
     def __post_init__(self):
         _require(self.shuffle_buffer >= 1, "shuffle_buffer must be at least 1")
@@ -105,6 +170,11 @@ class DataArguments:
         _require(self.rotation >= 0, "rotation must be at least 0")
         _require(0 <= self.scaling < 1, "scaling must be at least 0 and less than 1")
         _require(0 <= self.translation <= 1, "translation must lie between 0 and 1")
+        _require(self.padding >= 0, "padding must be at least 0")
+        _require(self.policy in POLICIES, f"policy must be one of {', '.join(POLICIES)}")
+        _require(0 <= self.erasing <= 1, "erasing must lie between 0 and 1")
+        _require(math.isfinite(self.mixup) and self.mixup >= 0, "mixup must be a number >= 0")
+        _require(math.isfinite(self.cutmix) and self.cutmix >= 0, "cutmix must be a number >= 0")
 
 
 @dataclass
@@ -121,10 +191,36 @@ class ViTTrainingArguments(TrainingArguments):
             "help": f"What is learned: {' or '.join(OBJECTIVES)}, which is pre-training on images without labels."
         },
     )
+    license: str | None = field(
+        default=None,
+        metadata={
+            "help": "The model's licence, for its card: a name of the Hub's like apache-2.0 (default: its base's)."
+        },
+    )
     learning_rate: float = field(default=1e-4, metadata={"help": "The peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate's way down."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share when below 1."})
     weight_decay: float = field(default=0.01, metadata={"help": "Decoupled weight decay."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Compute in bfloat16 over float32 weights; by default where the hardware has it."},
+    )
+    layer_lr_decay: float = field(
+        default=1.0, metadata={"help": "The learning rate of a layer is this share of the next one's; 1 is no decay."}
+    )
+    muon_learning_rate: float | None = field(
+        default=None, metadata={"help": "Train the matrices of the layers by Muon at this rate, 0.02 for example."}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Evaluate and keep a moving average of the weights, with this decay, 0.999 say."},
+    )
+    class_weights: str | None = field(
+        default=None, metadata={"help": "'balanced' lets every class count alike in the training loss."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop when so many evaluations in a row were no better than the best."}
+    )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images a step and device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images a step and device in evaluation."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
@@ -136,15 +232,63 @@ class ViTTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Keep the best evaluated weights, not the last."}
     )
     metric_for_best_model: str | None = field(default="accuracy", metadata={"help": "What best means."})
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": "When push_to_hub publishes: at the end. transformers' other values are taken and mean the same; "
+            "neither checkpoints nor unfinished models go to the Hub."
+        },
+    )
     logging_steps: float = field(default=0.05, metadata={"help": "Log every so many steps, or this share of all."})
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes that prepare images; by default one less than there are cores, at most "
+            f"{_MOST_WORKERS}, and none where all images are decoded ahead."
+        },
+    )
+    restart: bool = field(
+        default=False, metadata={"help": "Discard an unfinished run in --output_dir instead of going on with it."}
+    )
+    workers_given: bool = field(init=False, default=False)
 
     def __post_init__(self):
         _require(self.per_device_train_batch_size >= 1, "per_device_train_batch_size must be at least 1")
         _require(self.per_device_eval_batch_size >= 1, "per_device_eval_batch_size must be at least 1")
         _require(math.isfinite(self.learning_rate) and self.learning_rate >= 0, "learning_rate must be a number >= 0")
+        _require(0 < self.layer_lr_decay <= 1, "layer_lr_decay must be more than 0 and at most 1")
+        _require(
+            self.muon_learning_rate is None or (math.isfinite(self.muon_learning_rate) and self.muon_learning_rate > 0),
+            "muon_learning_rate must be a number > 0",
+        )
+        _require(self.ema_decay is None or 0 <= self.ema_decay < 1, "ema_decay must be at least 0 and less than 1")
+        _require(
+            self.ema_decay is None or not OptimizerNames(self.optim).value.startswith("schedule_free"),
+            "ema_decay does not go with a schedule-free --optim, which averages the weights itself",
+        )
+        _require(self.class_weights in (None, "balanced"), "class_weights must be 'balanced', or left out")
+        _require(0 <= self.label_smoothing_factor < 1, "label_smoothing_factor must be at least 0 and less than 1")
+        _require(
+            self.objective == "classification" or (not self.label_smoothing_factor and self.class_weights is None),
+            f"label_smoothing_factor and class_weights are for classification, not for {self.objective}",
+        )
+        patience = self.early_stopping_patience
+        _require(patience is None or patience >= 1, "early_stopping_patience must be at least 1")
+        _require(
+            patience is None or self.eval_strategy != "no",
+            "early_stopping_patience needs evaluations: --eval_strategy epoch or steps",
+        )
         _require(self.seed >= 0, "seed must be at least 0")
+        self.workers_given = self.dataloader_num_workers is not None
+        if self.dataloader_num_workers is None:
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # that share this machine's cores
+            self.dataloader_num_workers = max(0, min(usable_cores() // processes - 1, _MOST_WORKERS))
         _require(self.dataloader_num_workers >= 0, "dataloader_num_workers must be at least 0")
         _require(self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}")
+        _require(
+            self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license) is not None,
+            "license must be a name of the Hub's like apache-2.0, cc-by-4.0 or other",
+        )
         metrics = OBJECTIVES[self.objective]
         metric = (self.metric_for_best_model or "loss").removeprefix("eval_")
         _require(metric in metrics, f"metric_for_best_model must be one of {', '.join(metrics)} in {self.objective}")
@@ -152,11 +296,35 @@ class ViTTrainingArguments(TrainingArguments):
         _require(
             not self.batch_eval_metrics, "batch_eval_metrics is not supported; evaluation takes all logits at once"
         )
+        _require(not self.save_only_model, "save_only_model would leave nothing to go on from after an interruption")
+        _require(
+            not self.restart or self.resume_from_checkpoint != "last",
+            "restart discards what resume_from_checkpoint last would go on from; give one of them",
+        )
+        if self.data_seed is None:
+            self.data_seed = self.seed  # and not what the random generator was last seeded with
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False  # there is nothing to choose from
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and has_fast_bf16(self.use_cpu)
+        self.use_cpu |= not torch.accelerator.is_available()  # or TrainingArguments takes bfloat16 for a GPU's alone
+        if patience is not None:
+            self.restore_callback_states_from_checkpoint = True  # or a resumed run would lose its patience later
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # there are none, and looking for them costs time in every step
         self.remove_unused_columns = False  # rows become tensors lazily, after the Trainer would look for its columns
+        self.run_name = self.run_name or self.output_dir  # else the final evaluation would be a run of its own
         super().__post_init__()
+        for reporter, available in _REPORTERS.items():
+            installed = reporter not in (self.report_to or []) or available()
+            _require(installed, f"report_to {reporter} needs a package that is not installed: pip install {reporter}")
         self.dataloader_pin_memory &= torch.accelerator.is_available()
+
+    def _process_fsdp_args(self) -> dict[str, Any] | None:
+        plugin = super()._process_fsdp_args()
+        if plugin is not None:  # Accelerate shards the patch embeddings itself; more around them would be too much
+            plugin.setdefault("transformer_cls_names_to_wrap", "ViTLayer")
+        return plugin
 
 
 _GROUPS: Any = (ModelArguments, DataArguments, ViTTrainingArguments)
@@ -165,15 +333,16 @@ _GROUPS: Any = (ModelArguments, DataArguments, ViTTrainingArguments)
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, ViTTrainingArguments]:
     """The command line, over the recipe, over the defaults.
 
-    Without `--recipe`, `--dataset digits` takes the recipe of that name and a variant to train from scratch takes
-    `scratch-small`; without `--output_dir`, the run goes to `runs/` and the data set's name.
+    Without `--recipe`, `--method` and `--dataset digits` take the recipe of that name, a variant to train from scratch
+    takes `scratch-small`, and a checkpoint `finetune`; without `--output_dir`, the run goes to `runs/` and the data
+    set's name.
 
     Raises:
         InputError: an unknown flag or recipe, or a value that does not fit.
     """
     parser = _Parser(_GROUPS, prog="vitrail train", allow_abbrev=False)
     given, _ = parser.parse_known_args(argv)
-    recipe = given.recipe or _default_recipe(given.dataset, given.model)
+    recipe = given.recipe or _default_recipe(given)
     if recipe is not None:
         parser.set_defaults(**_read_recipe(recipe, {action.dest for action in parser._actions}), recipe=recipe)
     if given.output_dir is None:
@@ -192,7 +361,35 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         training.objective == "classification" or data.label_column is None,
         f"label_column is for classification; {training.objective} learns from the images alone",
     )
+    _require(
+        training.objective == "classification" or not (data.mixup or data.cutmix),
+        f"mixup and cutmix are for classification; {training.objective} has no labels to mix",
+    )
+    _require(
+        training.objective == "classification" or not data.balanced_sampling,
+        f"balanced_sampling is for classification; {training.objective} knows no classes",
+    )
+    if data.streaming:
+        _require(model.method not in FROZEN, f"method {model.method} keeps features by image; leave out streaming")
+        balanced = "balanced_sampling" if data.balanced_sampling else training.class_weights and "class_weights"
+        _require(not balanced, f"{balanced} counts the images of each class beforehand; leave out streaming")
+    if model.method != "full":
+        _require(training.objective == "classification", f"method {model.method} is for classification")
+        _require(
+            model.model not in VARIANTS,
+            f"method {model.method} builds on what a model has learned, and {model.model} starts from nothing: give "
+            "--model a Hub id or a folder",
+        )
+    _require(
+        model.method not in FROZEN or training.resume_from_checkpoint is None,
+        f"method {model.method} has no checkpoints to resume from; run it again, and it finds the features it has kept",
+    )
     return model, data, training
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _require(holds: bool, sentence: str) -> None:
@@ -201,14 +398,23 @@ def _require(holds: bool, sentence: str) -> None:
 
 
 class _Parser(HfArgumentParser):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        bf16 = self._option_string_actions["--bf16"]
+        bf16.nargs, bf16.const = "?", True  # HfArgumentParser forgets the bare flag where a bool may be None
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message[0].upper()}{message[1:]}; `vitrail train --help` lists the flags.")
 
 
-def _default_recipe(dataset: str, model: str | None) -> str | None:
-    if dataset == "digits" and model is None:
-        return "digits"
-    return "scratch-small" if model in VARIANTS else None
+def _default_recipe(given: argparse.Namespace) -> str | None:
+    if given.method in METHODS[1:]:
+        return given.method
+    if given.model is None:
+        return "digits" if given.dataset == "digits" else None
+    if given.model in VARIANTS:
+        return "scratch-small"
+    return "finetune" if given.objective == "classification" else None
 
 
 def _read_recipe(name: str, known: set[str]) -> dict:

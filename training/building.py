@@ -69,5 +69,10 @@ def _overrides(arguments: ModelArguments) -> dict:
     unknown = fields.keys() - ViTConfig().to_dict().keys()
     if unknown:
         raise InputError(f"config_overrides sets {sorted(unknown)[0]!r}, which is no field of ViTConfig.")
-    sizes = {"image_size": arguments.image_size, "patch_size": arguments.patch_size}
-    return fields | {name: size for name, size in sizes.items() if size is not None}
+    flags = {
+        "image_size": arguments.image_size,
+        "patch_size": arguments.patch_size,
+        "drop_path_rate": arguments.drop_path_rate,
+        "patch_dropout_prob": arguments.patch_dropout_prob,
+    }
+    return fields | {name: value for name, value in flags.items() if value is not None}

@@ -3,36 +3,42 @@
 vitrail train --dataset digits --output_dir runs/digits
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from datasets import Dataset, DatasetDict
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from vitrail.modeling import InputError, ViTForImageClassification
-from vitrail.modeling.configuration_vit import VARIANTS
-from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
-from vitrail.training.augmentation import EvaluationTransform, TrainingTransform, class_labels, color_labels
+from vitrail.publishing import Published, PublishingError
+from vitrail.training.arguments import FROZEN, DataArguments, ModelArguments, ViTTrainingArguments, parse_arguments
+from vitrail.training.augmentation import (
+    EpochOfAugmentation,
+    EvaluationTransform,
+    TrainingTransform,
+    class_labels,
+    color_labels,
+)
 from vitrail.training.building import build_model
-from vitrail.training.card import Provenance
 from vitrail.training.columns import is_multi_label, label_names
-from vitrail.training.data import load_images, load_splits, with_validation
-from vitrail.training.metrics import compute_metrics
+from vitrail.training.data import class_counts
+from vitrail.training.interruption import one_sentence
+from vitrail.training.lora import LoraTrainer
+from vitrail.training.loss import ClassificationLoss, balanced_class_weights
+from vitrail.training.metrics import class_results, compute_metrics, judge
 from vitrail.training.multi_label import choose_metric, compute_multi_label_metrics, multi_hot_labels
-from vitrail.training.pictures import save_samples
-from vitrail.training.sources import is_streamable
-from vitrail.training.streaming import first_images, hold_out, load_streams, samples_of, to_tensors
+from vitrail.training.pictures import save_confusions, save_mistakes, save_samples
+from vitrail.training.precision import choose_attention
+from vitrail.training.preparation import StreamedTables, Tables, prepare
+from vitrail.training.probes import FewShotTrainer, LinearProbeTrainer
+from vitrail.training.progress import draw_bars_on_terminals_alone
+from vitrail.training.provenance import provenance_of
+from vitrail.training.publishing import prepare_publication, publish
+from vitrail.training.resuming import begin_run, end_run
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
-from vitrail.training.unreadable import SkippedImages, SplitTransform, check_images
-
-
-# What an evaluation's figures begin with, and the split that it is of.
-_EVALUATED = {"eval": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,14 @@ class TrainingResult:
         metrics: what `all_results.json` holds.
         images: the number of images per split.
         samples: held-out images as PNG files to try a classifier on; without one, none.
+        published: where `--push_to_hub` has put it, or why it has not; None without that flag.
     """
 
     output_dir: Path
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
     images: dict[str, int]
     samples: list[Path]
+    published: Published | PublishingError | None
 
 
 def train(argv: Sequence[str]) -> TrainingResult:
@@ -59,103 +67,117 @@ def train(argv: Sequence[str]) -> TrainingResult:
         argv: the flags of `vitrail train`.
 
     Raises:
-        InputError: a flag, the data set, an image or the base model cannot be used.
+        InputError: a flag, the data set, an image, the base model or the machine cannot be used.
+        Interrupted: by SIGINT or SIGTERM.
+        PublishingError: `--push_to_hub` could never succeed; nothing has been trained.
     """
+    draw_bars_on_terminals_alone()
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
-    checkpoint = _checkpoint(arguments)
+    publication = prepare_publication(arguments)
+    checkpoint = begin_run(model_arguments, data_arguments, arguments)
+    with one_sentence(argv, output_dir):
+        finished = _train(model_arguments, data_arguments, arguments, checkpoint)
+    return TrainingResult(output_dir, *finished, publish(publication))
+
+
+def _train(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: ViTTrainingArguments,
+    checkpoint: str | None,
+) -> tuple[dict[str, Any], dict[str, int], list[Path]]:
+    """What `TrainingResult` has of a run: its metrics, images and samples."""
     classifying = arguments.objective == "classification"
     set_seed(arguments.seed)
-    source = (
-        data_arguments.dataset,
-        data_arguments.dataset_config,
-        data_arguments.dataset_revision,
-        data_arguments.image_column,
-    )
-    workers, fraction = arguments.dataloader_num_workers, data_arguments.validation_fraction
-    if data_arguments.streaming and is_streamable(data_arguments.dataset):
-        streams = load_streams(*source, data_arguments.label_column, labelled=classifying)
-        streams, said = hold_out(streams, fraction, data_arguments.max_eval_samples)
-        streams = first_images(streams, _limits(streams.splits, data_arguments))
-        splits, features, skipped = streams.splits, streams.features, {}
-        images = {split: length for split, length in streams.lengths.items() if length is not None}
-        if "train" not in images and arguments.max_steps <= 0:
-            raise InputError(
-                f"It is not known how many images {source[0]} has; say how long to train with --max_steps."
-            )
-    else:
-        streams, splits = (
-            None,
-            load_splits(*source, data_arguments.label_column) if classifying else load_images(*source),
-        )
-        splits, said = with_validation(splits, fraction, arguments.seed)
-        splits = _subsample(splits, data_arguments, arguments.seed)
-        splits, skipped = check_images(splits, data_arguments.on_bad_image, workers)
-        features = splits["train"].features
-        images = {str(split): len(rows) for split, rows in splits.items()}
-    if said:
-        print(said)
-    for split, count in skipped.items():
-        if count:
-            print(f"{count:,} images of the split {split!r} cannot be read and are left out.")
-    if classifying:
-        multi_label = is_multi_label(features)
-        choose_metric(arguments, multi_label)
-        names = label_names(features)
-        model, processor = build_model(model_arguments, names, multi_label)
-        labels = partial(multi_hot_labels, num_labels=len(names)) if multi_label else class_labels
-        metrics_of = compute_multi_label_metrics if multi_label else compute_metrics
-        trainer_class = partial(ViTTrainer, compute_metrics=metrics_of)
-    else:
-        model, processor = build_model(model_arguments, None)
-        labels, trainer_class = partial(color_labels, patch_shape=model.config.patch_shape), MaskedPatchTrainer
+    data = prepare(data_arguments, arguments)
+    multi_label = classifying and is_multi_label(data.features)
+    choose_metric(arguments, multi_label)
+    model, processor = build_model(model_arguments, label_names(data.features) if classifying else None, multi_label)
+    labels = class_labels if classifying else partial(color_labels, patch_shape=model.config.patch_shape)
+    if multi_label:
+        labels = partial(multi_hot_labels, num_labels=model.config.num_labels)
+    print(choose_attention(model, arguments, model.config.sequence_length))
 
-    evaluation, training = EvaluationTransform(processor, labels), TrainingTransform(processor, data_arguments, labels)
-    transforms = dict.fromkeys(splits, evaluation) | {"train": training}
-    left_out = {split: SkippedImages(workers) for split in splits if streams and data_arguments.on_bad_image == "skip"}
-    named = {split: SplitTransform(transforms[split], str(split), left_out.get(split)) for split in splits}
-    transformed: dict[Any, Any]
-    if streams is None:
-        transformed = {split: rows.with_transform(named[split]) for split, rows in splits.items()}
-    else:
-        sizes = dict.fromkeys(splits, arguments.eval_batch_size) | {"train": arguments.train_batch_size}
-        shuffles = {"train": (arguments.seed, data_arguments.shuffle_buffer)}
-        transformed = {
-            split: to_tensors(streams, split, named[split], sizes[split], shuffles.get(split)) for split in splits
-        }
+    evaluation = EvaluationTransform(processor, labels)
+    training = TrainingTransform(processor, data_arguments, labels, arguments.seed, model.config.num_labels)
+    transforms = dict.fromkeys(map(str, data.splits), evaluation)
+    if model_arguments.method not in FROZEN:
+        transforms["train"] = training
+    inputs = data.inputs(transforms)
+    trainer_class = MaskedPatchTrainer
+    if isinstance(model, ViTForImageClassification):
+        trainer_class = _classifier_trainer(model_arguments, arguments, model, data)
     try:
         trainer = trainer_class(
             model=model,
             args=arguments,
-            train_dataset=transformed["train"],
-            eval_dataset=transformed["validation"],
+            train_dataset=inputs["train"],
+            eval_dataset=inputs["validation"],
+            data_collator=data.collator,
+            callbacks=[EpochOfAugmentation(training)],
             processing_class=processor,
-            provenance=_provenance(model_arguments, data_arguments, images),
+            provenance=provenance_of(model_arguments, data_arguments, arguments, data.images),
         )
-    except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to, --push_to_hub and the like
+    except (ValueError, ImportError, RuntimeError, OSError) as error:  # --report_to and the like
         raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
-    trained = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trained.metrics | trainer.evaluate()
-    if "test" in transformed:
-        metrics |= trainer.evaluate(transformed["test"], metric_key_prefix="test")
-    if streams is not None:
-        skipped = {split: len(images) for split, images in left_out.items()}
-        images |= {split: metrics[f"{prefix}_samples"] for prefix, split in _EVALUATED.items() if split in splits}
-        images |= {"train": images["train"] - skipped.get("train", 0)} if "train" in images else {}
-    metrics |= {f"skipped_images_{split}": count for split, count in skipped.items()}
+    print(data.settle(arguments, inputs))
 
+    metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+    held_out = {"validation": "eval", "test": "test"}
+    evaluated = {}
+    for split in [split for split in held_out if split in inputs]:  # the last is the one that the pictures show
+        metrics |= trainer.evaluate(inputs[split], metric_key_prefix=held_out[split])
+        evaluated[split] = trainer.evaluated_images
+        if classifying and not multi_label:
+            classes = class_results(trainer.judgements, model.config.labels)
+            metrics |= {f"{held_out[split]}_{name}": figures for name, figures in classes.items()}
+    data.count(evaluated)
+    metrics |= {f"skipped_images_{split}": count for split, count in data.skipped.items()}
     trainer.results = metrics
     trainer.save_model()
     trainer.save_state()
-    trainer.save_metrics("all", metrics, combined=False)
-    samples = []
-    if isinstance(model, ViTForImageClassification):
-        held_out = samples_of(streams, "validation") if streams else splits["validation"]
-        samples = save_samples(model, processor, held_out, output_dir)
-    trainer.create_model_card()
-    if arguments.push_to_hub:
-        trainer.push_to_hub()
-    return TrainingResult(output_dir, metrics, images, samples)
+    samples, output_dir = [], Path(str(arguments.output_dir))
+    if trainer.is_world_process_zero():
+        if classifying:  # the saved weights are whole, which those of a sharded model are not
+            saved = ViTForImageClassification.from_pretrained(output_dir).to(arguments.device)
+            shown = "test" if "test" in inputs else "validation"
+            samples = save_samples(saved, processor, data.samples(shown), output_dir)
+            if not multi_label:
+                confusions = save_confusions(trainer.judgements, model.config.labels, output_dir)
+                mistakes = save_mistakes(saved, processor, data.rows(shown), trainer.judgements, output_dir)
+                trainer.pictures = [confusions, mistakes] if mistakes else [confusions]
+        trainer.create_model_card()
+        end_run(output_dir, metrics)
+    return metrics, data.images, samples
+
+
+def _classifier_trainer(
+    how: ModelArguments,
+    arguments: ViTTrainingArguments,
+    model: ViTForImageClassification,
+    data: Tables | StreamedTables,
+) -> Callable[..., ViTTrainer]:
+    """What trains a classifier by `--method`, with its loss and metrics."""
+    trainers: dict[str, Callable[..., ViTTrainer]] = {
+        "full": ViTTrainer,
+        "lora": partial(LoraTrainer, rank=how.lora_rank, alpha=how.lora_alpha),
+        "linear-probe": LinearProbeTrainer,
+        "few-shot": partial(FewShotTrainer, shots=how.shots, draws=how.shot_draws),
+    }
+    multi_label, weights = model.config.is_multi_label, None
+    if arguments.class_weights == "balanced":
+        rows = data.samples("train")
+        weights = balanced_class_weights(class_counts(rows), len(rows), multi_label)
+    loss = ClassificationLoss(arguments.label_smoothing_factor, weights, multi_label)
+    if multi_label:
+        return partial(trainers[how.method], compute_loss_func=loss, compute_metrics=compute_multi_label_metrics)
+    return partial(
+        trainers[how.method],
+        compute_loss_func=loss,
+        compute_metrics=partial(compute_metrics, num_labels=model.config.num_labels),
+        preprocess_logits_for_metrics=judge,
+    )
 
 
 def _writable(folder: Path) -> Path:
@@ -165,41 +187,3 @@ def _writable(folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"Cannot write to --output_dir {folder}: {error.strerror}.") from error
     return folder
-
-
-def _subsample(splits: DatasetDict, arguments: DataArguments, seed: int) -> DatasetDict:
-    def at_most(rows: Dataset, limit: int | None) -> Dataset:
-        return rows if limit is None or limit >= len(rows) else rows.shuffle(seed).select(range(limit))
-
-    limits = _limits(splits, arguments)
-    return DatasetDict({split: at_most(rows, limits[split]) for split, rows in splits.items()})
-
-
-def _limits(splits: Iterable[Any], arguments: DataArguments) -> dict[Any, int | None]:
-    return dict.fromkeys(splits, arguments.max_eval_samples) | {"train": arguments.max_train_samples}
-
-
-def _provenance(model: ModelArguments, data: DataArguments, images: dict[str, int]) -> Provenance:
-    local_data = data.dataset == "digits" or Path(data.dataset).exists()
-    base = None if model.model in VARIANTS else model.model
-    local_base = base is None or Path(base).exists()
-    return Provenance(
-        dataset="scikit-learn's handwritten digits" if data.dataset == "digits" else Path(data.dataset).name,
-        dataset_id=None if local_data else data.dataset,
-        base_model=Path(base).name if base and local_base else base,
-        base_model_id=None if local_base else base,
-        images=images,
-    )
-
-
-def _checkpoint(arguments: ViTTrainingArguments) -> str | None:
-    """The folder to resume from: `--resume_from_checkpoint FOLDER`, or `last` for the newest in the output folder."""
-    resume = arguments.resume_from_checkpoint
-    if resume == "last":
-        found = get_last_checkpoint(arguments.output_dir) if Path(str(arguments.output_dir)).is_dir() else None
-        if found is None:
-            raise InputError(f"There is no checkpoint in {arguments.output_dir} to resume from.")
-        return found
-    if resume is not None and not (Path(resume) / "trainer_state.json").is_file():
-        raise InputError(f"There is no checkpoint {resume} to resume from; `last` takes the newest one.")
-    return resume

@@ -1,39 +1,146 @@
 """transformers' Trainer, where a ViT needs something else of it."""
 
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, cast
+
 import torch
-from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from torch import nn
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.training_args import OptimizerNames
 
+from vitrail.modeling import InputError, ViTImageProcessor
 from vitrail.training.arguments import ViTTrainingArguments
-from vitrail.training.card import Provenance, model_card
-from vitrail.training.metrics import compute_color_metrics, predicted_colors
+from vitrail.training.card import model_card
+from vitrail.training.ema import WeightAverage
+from vitrail.training.metrics import Judgements, compute_color_metrics, predicted_colors
+from vitrail.training.optimization import Muon, parameter_groups
+from vitrail.training.progress import Progress
+from vitrail.training.provenance import Provenance
+from vitrail.training.resumable_trainer import ResumableTrainer
 
 
-class ViTTrainer(Trainer):
-    """transformers' Trainer with Vitrail's model card in place of the automatic one.
+class ViTTrainer(ResumableTrainer):
+    """transformers' Trainer with a ViT's parameter groups, an average of the weights, and Vitrail's card and progress.
 
     Attributes:
         results: the metrics of the weights as they are now, as the card reports them.
+        pictures: the files beside the card that show what these weights do.
+        method: rows of the card on how they came about, where that was not by training all of them.
+        remark: sentences of the card on the results.
+        evaluated_images: how many the last evaluation met, which of a stream nobody knows beforehand.
+        weight_average: while it trains with `ema_decay`; afterwards the model's weights are the average.
     """
 
-    args: ViTTrainingArguments
-
     def __init__(self, *, provenance: Provenance, **kwargs):
-        super().__init__(**kwargs)
+        with warnings.catch_warnings():  # of what `ClassificationLoss` can do
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label")
+            super().__init__(**kwargs)
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+        self.add_callback(Progress())
         self.provenance = provenance
-        self.results: dict[str, float] = {}
+        self.results: dict[str, Any] = {}
+        self.pictures: list[str] = []
+        self.method: dict[str, str] = {}
+        self.remark = ""
+        self._evaluated: Any = None
+        self.evaluated_images = 0
+        self.weight_average: WeightAverage | None = None
+        self._initial_weights: dict[str, torch.Tensor] | None = None
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            raise InputError("fsdp shards a model over several GPUs; here, leave it out.")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            for name in ("ema_decay", "muon_learning_rate"):
+                if getattr(self.args, name) is not None:
+                    raise InputError(f"{name} needs whole weights in every process, so neither FSDP nor DeepSpeed.")
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: ViTTrainingArguments, model: Any = None) -> tuple[Any, dict[str, Any]]:
+        """The optimiser of `--optim` for `parameter_groups`, or Muon for some of them and it for the others."""
+        optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if not kwargs.keys().isdisjoint(("params", "model", "optimizer_dict")):
+            if args.layer_lr_decay != 1 or args.muon_learning_rate is not None:
+                raise InputError(
+                    f"--optim {OptimizerNames(args.optim).value} groups the parameters itself; leave out "
+                    "--layer_lr_decay and --muon_learning_rate."
+                )
+            return optimizer_class, kwargs
+        kwargs["params"] = parameter_groups(
+            model, args.learning_rate, args.weight_decay, args.layer_lr_decay, args.muon_learning_rate
+        )
+        if args.muon_learning_rate is None:
+            return optimizer_class, kwargs
+        return Muon, kwargs | {"rest": optimizer_class}
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs) -> Any:
+        """In training as `compute_loss_func` says, if there is any; in evaluation the model's own, plain loss."""
+        if model.training:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _inner_training_loop(self, batch_size: int | None = None, args: Any = None, **kwargs) -> TrainOutput:
+        """All batch sizes that `auto_find_batch_size` tries begin with the same weights, and nothing else is left."""
+        if self.args.auto_find_batch_size:
+            model = cast("nn.Module", self.model)
+            if self._initial_weights is None:
+                self._initial_weights = {
+                    name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()
+                }
+            model.load_state_dict(self._initial_weights)
+            self.optimizer = None
+            set_seed(self.args.seed)
+        output = super()._inner_training_loop(batch_size, args, **kwargs)
+        self._initial_weights = None
+        return output
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.args.ema_decay is not None:
+            self.remove_callback(WeightAverage)  # of a batch size that was too large
+            self.weight_average = WeightAverage(self.args.ema_decay, cast("nn.Module", self.model))
+            self.add_callback(self.weight_average)
+            if resume_from_checkpoint is not None:
+                self.weight_average.load(Path(resume_from_checkpoint))
+        return prepared
+
+    def _finalize_training(self, *args, **kwargs) -> TrainOutput:
+        if self.weight_average is not None:  # before the best checkpoint is loaded, whose weights are an average
+            self.weight_average.apply()
+            self.weight_average = None
+        return super()._finalize_training(*args, **kwargs)
+
+    @property
+    def judgements(self) -> Judgements:
+        """What the last evaluation kept of every image, if it went by `judge`."""
+        return Judgements(*self._evaluated)
+
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+        with self.weight_average.applied() if self.weight_average else nullcontext():
+            output = super().evaluation_loop(*args, **kwargs)
+        self._evaluated, self.evaluated_images = output.predictions, cast(int, output.num_samples)
+        return output
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves what evaluation measures; to a checkpoint also what training goes on from."""
+        with self.weight_average.applied() if self.weight_average else nullcontext():
+            super().save_model(output_dir, _internal_call)
+        if self.weight_average is not None and output_dir is not None and self.args.should_save:
+            self.weight_average.save(Path(output_dir))
 
     def create_model_card(self, **kwargs) -> None:
         """Writes README.md; also called by the Trainer before every push."""
         if self.is_world_process_zero() and self.results:
-            card = model_card(self.accelerator.unwrap_model(self.model), self.args, self.provenance, self.results)
+            model = self.accelerator.unwrap_model(self.model)
+            remote_code = not (model.config.is_stock and cast(ViTImageProcessor, self.processing_class).is_stock)
+            story = (self.method, self.remark, self.pictures, remote_code)
+            card = model_card(model, self.args, self.provenance, self.state, self.results, *story)
             card.save(f"{self.args.output_dir}/README.md")
-
-    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
-        output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs["metric_key_prefix"]
-        output.metrics[f"{prefix}_samples"] = output.num_samples  # which of a stream nobody knows beforehand
-        return output
 
 
 class MaskedPatchTrainer(ViTTrainer):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def check_images(splits: DatasetDict, on_bad_image: str, workers: int) -> tuple[
         workers: processes that decode beside this one.
 
     Returns:
-        the splits with readable images alone, and of each how many were left out.
+        the splits with readable images alone and, if they are to be skipped, of each how many were left out.
 
     Raises:
         InputError: an image is not there and is not to be skipped, or none of a split can be read.
@@ -39,7 +40,7 @@ def check_images(splits: DatasetDict, on_bad_image: str, workers: int) -> tuple[
         for split, rows in splits.items():
             if (problem := next(_missing(rows, str(split)), None)) is not None:
                 raise InputError(f"{problem.rstrip('.')}; {_WAY_OUT}")
-        return splits, dict.fromkeys(map(str, splits), 0)
+        return splits, {}
     kept, skipped = {}, {}
     for split, rows in splits.items():
         good = [position for position, problem in enumerate(_problems(rows, str(split), workers)) if problem is None]
@@ -60,6 +61,18 @@ def problem_of(image: dict[str, Any] | None, row: int, split: str) -> str | None
     except InputError as error:
         return str(error)
     return None
+
+
+@contextmanager
+def naming_bad_images(rows: Rows, split: str) -> Iterator[None]:
+    """Says of an error whether an image of these rows is its cause, where that image is, and what can be done."""
+    try:
+        yield
+    except InputError as error:
+        for problem in _decode(rows, split)["problem"]:
+            if problem is not None:
+                raise InputError(f"{problem.rstrip('.')}; {_WAY_OUT}") from error
+        raise
 
 
 def _missing(rows: Dataset, split: str) -> Iterator[str]:
@@ -135,6 +148,9 @@ class SplitTransform:
         self.transform, self.split, self.skipped = transform, split, skipped
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
+        if self.skipped is None:
+            with naming_bad_images(rows, self.split):
+                return self.transform(rows)
         try:
             return self.transform(rows)
         except InputError:
@@ -142,8 +158,6 @@ class SplitTransform:
             bad = [index for index, problem in enumerate(problems) if problem is not None]
             if not bad:
                 raise  # of something else
-        if self.skipped is None:
-            raise InputError(f"{str(problems[bad[0]]).rstrip('.')}; {_WAY_OUT}")
         for index in bad:
             if self.skipped.add(rows["image"][index]):
                 tqdm.write(f"Skipped: {problems[index]}")

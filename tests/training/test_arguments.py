@@ -15,10 +15,12 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_defaults():
     assert training.output_dir == "runs/digits"
 
 
-def test_a_model_from_scratch_takes_its_recipe_and_a_checkpoint_none():
+def test_a_model_from_scratch_takes_its_recipe_and_a_checkpoint_that_of_fine_tuning():
     assert parse_arguments(["--dataset", "x", "--model", "Ti/16"])[2].recipe == "scratch-small"
-    training = parse_arguments(["--dataset", "x/beans", "--model", "some/checkpoint"])[2]
-    assert (training.recipe, training.output_dir) == (None, "runs/beans")
+    argv = ["--dataset", "x/beans", "--model", "some/checkpoint"]
+    training = parse_arguments(argv)[2]
+    assert (training.recipe, training.output_dir) == ("finetune", "runs/beans")
+    assert parse_arguments([*argv, "--objective", "masked-patch", "--metric_for_best_model", "loss"])[2].recipe is None
 
 
 @pytest.mark.parametrize("recipe", RECIPE_NAMES)
@@ -40,6 +42,16 @@ def test_every_recipe_parses(recipe, tmp_path):
         (["--dataset", "x", "--max_train_samples", "0"], "max_train_samples must be"),
         (["--dataset", "x", "--validation_fraction", "1"], "validation_fraction must lie"),
         (["--dataset", "x", "--learning_rate", "nan"], "learning_rate must be"),
+        (["--dataset", "x", "--layer_lr_decay", "0"], "layer_lr_decay must be"),
+        (["--dataset", "x", "--muon_learning_rate", "inf"], "muon_learning_rate must be"),
+        (["--dataset", "x", "--ema_decay", "1"], "ema_decay must be"),
+        (["--dataset", "x", "--ema_decay", "0.9", "--optim", "schedule_free_adamw"], "a schedule-free --optim"),
+        (["--dataset", "x", "--class_weights", "heavy"], "class_weights must be 'balanced'"),
+        (["--dataset", "x", "--early_stopping_patience", "0"], "early_stopping_patience must be"),
+        (["--dataset", "x", "--early_stopping_patience", "1", "--eval_strategy", "no"], "needs evaluations"),
+        (["--dataset", "x", "--label_smoothing_factor", "1"], "label_smoothing_factor must be"),
+        (["--dataset", "x", "--objective", "masked-patch", "--class_weights", "balanced"], "are for classification"),
+        (["--dataset", "x", "--objective", "masked-patch", "--balanced_sampling"], "balanced_sampling is for"),
         (["--dataset", "x", "--per_device_train_batch_size", "0"], "per_device_train_batch_size must be"),
         (["--dataset", "x", "--metric_for_best_model", "f2"], "metric_for_best_model must be one of accuracy"),
         (["--dataset", "x", "--prediction_loss_only", "true"], "prediction_loss_only would leave no accuracy"),

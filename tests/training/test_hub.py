@@ -15,7 +15,7 @@ def test_data_from_the_hub_and_the_model_back_to_it(hub, run_with, image_folder,
     run_with(hub, *vitrail, "train", "--dataset", "alice/shades", *flags, *push)
     card = ModelCard.load(tmp_path / "run" / "README.md")
     assert card.data.to_dict()["datasets"] == "alice/shades"
-    assert 'pipeline("image-classification", "alice/shades-vit")' in card.text
+    assert 'model = "alice/shades-vit"' in card.text
 
     stock = """
 import sys

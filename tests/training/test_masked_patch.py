@@ -24,9 +24,9 @@ from vitrail.modeling import (
 from vitrail.training import train
 from vitrail.training.arguments import parse_arguments
 from vitrail.training.augmentation import EvaluationTransform, color_labels
-from vitrail.training.card import Provenance
 from vitrail.training.data import load_images
 from vitrail.training.metrics import compute_color_metrics, predicted_colors
+from vitrail.training.provenance import Provenance
 from vitrail.training.trainer import MaskedPatchTrainer
 
 

@@ -69,6 +69,8 @@ def test_figures_are_those_of_scikit_learn():
     logits = generator.normal(size=(50, 4)).astype(np.float32)
     references = (generator.random((50, 4)) < 0.3).astype(np.float32)
     metrics = compute_multi_label_metrics(EvalPrediction(logits, references))
+    loss = F.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(references))
+    assert metrics["loss"] == pytest.approx(loss.item())
     assert metrics["mAP"] == pytest.approx(average_precision_score(references, logits))
     for average in ("micro", "macro"):
         assert metrics[f"f1_{average}"] == pytest.approx(f1_score(references, logits > 0, average=average))
@@ -77,7 +79,7 @@ def test_figures_are_those_of_scikit_learn():
 def test_figures_of_classes_that_are_never_there():
     references = np.zeros((3, 2), dtype=np.float32)
     metrics = compute_multi_label_metrics(EvalPrediction(-np.ones((3, 2), dtype=np.float32), references))
-    assert metrics == {"mAP": 0, "f1_micro": 0, "f1_macro": 0}
+    assert metrics == {"mAP": 0, "f1_micro": 0, "f1_macro": 0, "loss": pytest.approx(np.log1p(np.exp(-1)))}
     references[0, 1] = 1
     assert compute_multi_label_metrics(EvalPrediction(references - 0.5, references))["mAP"] == 1
 

@@ -77,10 +77,11 @@ def test_training_and_evaluation_from_a_stream(streamed, tiny_flags, tmp_path):
     result = train([*flags, "--learning_rate", "1e-2", "--max_eval_samples", "10", "--validation_fraction", "0.25"])
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     assert (state["global_step"], result.metrics["epoch"]) == (4 * 4, 4)  # 30 images in batches of 8
+    assert (tmp_path / "confusion_matrix.png").exists()
     assert sum("eval_loss" in entry for entry in state["log_history"]) >= 4
     assert result.metrics["test_accuracy"] == 1.0
     assert result.images == {"train": 30, "validation": 10, "test": 10}
-    assert "| images | 30 |" in ModelCard.load(tmp_path / "README.md").text
+    assert "| images | 30 train, 10 validation, 10 test |" in ModelCard.load(tmp_path / "README.md").text
     again, whole = (evaluate(str(tmp_path), str(streamed), streaming=streaming) for streaming in (True, False))
     assert again["eval_samples"] == whole["eval_samples"] == 12
     assert again["eval_loss"] == pytest.approx(whole["eval_loss"], abs=1e-6)
@@ -103,9 +104,9 @@ def test_a_stream_of_unknown_length_needs_steps(streamed, tiny_flags, tmp_path, 
         train(flags)
     result = train([*flags, "--max_steps", "5"])  # of four in an epoch
     card = ModelCard.load(tmp_path / "README.md").text
-    assert "| images | streamed |" in card
-    assert "| epochs | not known, 5 steps |" in card
-    assert result.metrics["test_samples"] == 10
+    assert "| images | 10 validation, 10 test |" in card
+    assert "| epochs | 5 steps of 5 |" in card
+    assert result.images == {"validation": 10, "test": 10}
 
 
 def test_what_is_held_out_is_not_trained_on(streamed):

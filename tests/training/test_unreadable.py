@@ -50,10 +50,10 @@ def test_bad_images_are_left_out_and_counted(form, request, tiny_flags, tmp_path
     left_out = {split: results[f"skipped_images_{split}"] for split in ("train", "validation", "test")}
     assert (left_out["train"] + left_out["validation"], left_out["test"]) == (2, 1)
     assert sum(result.images.values()) == 2 * 48 - 3
-    assert "1 images of the split 'test' cannot be read and are left out." in capsys.readouterr().out
+    assert "Left out of the split 'test', because they cannot be read: 1 images." in capsys.readouterr().out
     card = ModelCard.load(tmp_path / "run" / "README.md").text
-    assert "| unreadable images left out |" in card
-    assert "1 of test |" in card
+    assert "| unreadable, left out |" in card
+    assert "1 test |" in card
     measured = evaluate(str(tmp_path / "run"), str(source), on_bad_image="skip")
     assert (measured["skipped_images_test"], measured["eval_samples"]) == (1, 47)
     with pytest.raises(InputError, match=r"Cannot read the image in row \d+ of split 'test'.*; repair or remove it"):
@@ -65,10 +65,11 @@ def test_bad_images_of_a_stream_are_left_out_and_counted(tables, tiny_flags, tmp
     flags += ["--max_eval_samples", "12", "--validation_fraction", "0.25", "--num_train_epochs", "2"]
     with pytest.raises(InputError, match=r"(Cannot read the|There is no) image in row \d+ of split '\w+'"):
         train(flags)
-    results = train([*flags, "--max_eval_samples", "48", "--on_bad_image", "skip"]).metrics
+    result = train([*flags, "--max_eval_samples", "48", "--on_bad_image", "skip"])
+    results = result.metrics
     assert results["skipped_images_train"] + results["skipped_images_validation"] == 2
     assert results["skipped_images_test"] == 1
-    assert results["test_samples"] == 47
+    assert sum(result.images.values()) == 2 * 48 - 3
     measured = evaluate(str(tmp_path / "run"), str(tables), streaming=True, on_bad_image="skip")
     assert (measured["skipped_images_test"], measured["eval_samples"]) == (1, 47)
 

@@ -1,0 +1,116 @@
+"""From a row's image to 8-bit pixels, by the shortest way that leads to the same picture.
+
+Plain JPEGs are decoded by torchvision, or, where the part that is wanted will be shrunk anyway, by Pillow at a half, a
+quarter or an eighth of their size, which libjpeg does for a fraction of the work. Everything else, and whatever these
+refuse, is decoded as `vitrail.modeling.read_image` does.
+"""
+
+import io
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from vitrail.modeling import InputError, read_image
+from vitrail.modeling.pictures import orientation_of, pixels_of, reading
+
+
+_JPEG_MODES = {3: ("RGB", ImageReadMode.RGB), 1: ("L", ImageReadMode.GRAY)}  # by num_channels
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def read_picture(image: dict | None, row: int) -> Image.Image:
+    """A row's image as `vitrail.modeling.read_image` reads it; arguments and errors are those of `read_pixels`."""
+    content, name = _content(image, row)
+    return read_image(content, name)
+
+
+def read_pixels(image: dict | None, row: int, num_channels: int) -> torch.Tensor:
+    """A row's whole image, uint8 (`num_channels`, H, W), upright: the pixels of `read_image`.
+
+    Args:
+        image: `bytes` or `path` of a file, as `datasets` has it undecoded.
+        row: names the image in an error if it has no path.
+        num_channels: 3 for RGB, 1 for gray.
+
+    Raises:
+        InputError: there is no image, or it cannot be decoded completely.
+    """
+    return read_crop(image, row, num_channels, lambda height, width: Box(0, 0, height, width), None)
+
+
+def read_crop(
+    image: dict | None,
+    row: int,
+    num_channels: int,
+    choose: Callable[[int, int], Box],
+    size: tuple[int, int] | None,
+) -> torch.Tensor:
+    """A part of a row's image, uint8 (`num_channels`, h, w), upright.
+
+    Args:
+        image, row, num_channels: as for `read_pixels`.
+        choose: given the height and width of the upright image, the part that is wanted.
+        size: the height and width to which it will be resized. The part of a JPEG may come at a half, a quarter or an
+            eighth of its size, if that is no smaller than this. None: always as it is.
+
+    Raises:
+        InputError: there is no image, or it cannot be decoded completely.
+    """
+    content, name = _content(image, row)
+    with reading(name), Image.open(io.BytesIO(content)) as picture:
+        if not isinstance(picture, JpegImageFile):
+            pixels = _upright(picture, num_channels)
+            return cut(pixels, choose(*pixels.shape[1:]))
+        orientation = orientation_of(picture)
+        height, width = picture.size if orientation in (5, 6, 7, 8) else picture.size[::-1]
+        box = choose(height, width)
+        if size is not None and may_be_reduced(box.height, box.width, size):
+            reduction = min(box.height // size[0], box.width // size[1])
+            picture.draft(None, (picture.width // reduction, picture.height // reduction))
+            pixels = _upright(picture, num_channels)
+            down, across = pixels.shape[1] / height, pixels.shape[2] / width
+            return cut(
+                pixels, Box(*map(round, (box.top * down, box.left * across, box.height * down, box.width * across)))
+            )
+        mode, read_mode = _JPEG_MODES[num_channels]
+        if picture.mode == mode and orientation == 1:
+            with suppress(RuntimeError):  # then Pillow says what is wrong with it
+                return cut(decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=read_mode), box)
+        return cut(_upright(picture, num_channels), box)
+
+
+def may_be_reduced(height: int, width: int, size: tuple[int, int]) -> bool:
+    """Whether `read_crop` may shrink a part of this height and width that is to be resized to `size`."""
+    return height >= 2 * size[0] and width >= 2 * size[1]
+
+
+def cut(pixels: torch.Tensor, box: Box) -> torch.Tensor:
+    """(C, H, W) -> (C, `box.height`, `box.width`), a view."""
+    return pixels[:, box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _content(image: dict | None, row: int) -> tuple[bytes, str]:
+    """The bytes of a row's file, and what to call it."""
+    if image is None:
+        raise InputError(f"Row {row} of the data set has no image; remove such rows.")
+    name = image["path"] or f"of row {row} of the data set"
+    with reading(name):
+        return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"], name
+
+
+def _upright(picture: Image.Image, num_channels: int) -> torch.Tensor:
+    return torch.from_numpy(pixels_of(picture, num_channels)).permute(2, 0, 1)

@@ -1,0 +1,222 @@
+"""A run that is killed at any moment, and started again with the same command, ends as if nothing had happened.
+
+- `run.json` holds the settings of the run that the folder belongs to, from its start.
+- A checkpoint is complete when its `complete.json` lists its files with their sizes; that is written last.
+- `all_results.json` is written last of all: a folder that has it belongs to a run that has ended.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from vitrail.modeling import InputError
+from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainingArguments
+
+
+_RUN, _SEAL, _RESULTS, _STATE = "run.json", "complete.json", "all_results.json", "trainer_state.json"
+
+# Flags that change neither what is learned nor what is measured: another value may go on with the same run.
+_FREE = {
+    *("output_dir", "restart", "disable_tqdm", "report_to", "run_name", "project", "push_to_hub", "save_total_limit"),
+    *("per_device_eval_batch_size", "auto_find_batch_size", "skip_memory_metrics", "local_rank"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+}
+_FREE_PREFIXES = ("hub_", "log", "trackio_", "ddp_")
+
+
+def begin_run(model: ModelArguments, data: DataArguments, arguments: ViTTrainingArguments) -> str | None:
+    """Makes the output folder ready, and says where the run begins.
+
+    An unfinished run with the same settings goes on; one that has ended makes room for a new one, and so does, with
+    `--restart`, an unfinished one.
+
+    Returns:
+        the checkpoint to go on from; None at the very beginning.
+
+    Raises:
+        InputError: the folder holds an unfinished run with other settings, or `--resume_from_checkpoint` names no
+            complete checkpoint.
+    """
+    output_dir = Path(str(arguments.output_dir))
+    settings = _settings(model, data, arguments)
+    with arguments.main_process_first(local=False):
+        start = _start(output_dir, settings, arguments)
+        if arguments.process_index == 0:
+            _make_ready(output_dir, settings, start)
+    if start is None:
+        return None
+    if arguments.process_index == 0:
+        print(f"Resuming from {start}, {progress_of(start)}.")
+    return str(start)
+
+
+def end_run(output_dir: Path, results: dict[str, Any]) -> None:
+    """Writes `all_results.json`, which says that everything else is there."""
+    _write(output_dir / _RESULTS, results)
+
+
+def has_ended(output_dir: Path) -> bool:
+    """Whether nothing remains to be done of the run that a folder belongs to."""
+    return (output_dir / _RESULTS).exists()
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a folder."""
+    return next((checkpoint for checkpoint in reversed(_checkpoints(output_dir)) if is_complete(checkpoint)), None)
+
+
+def progress_of(checkpoint: Path) -> str:
+    """How far training had come: "step 120 of 400"."""
+    state = _read(checkpoint / _STATE) or {}
+    return f"step {state['global_step']:,} of {state['max_steps']:,}"
+
+
+def seal(checkpoint: Path, progress: dict[str, float]) -> None:
+    """Declares a checkpoint complete, once all of it is on the disk.
+
+    Args:
+        checkpoint: its folder.
+        progress: what `sealed_progress` is to return.
+    """
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    for file in files:
+        _sync(file)
+    sizes = {str(file.relative_to(checkpoint)): file.stat().st_size for file in files}
+    _write(checkpoint / _SEAL, {"progress": progress, "files": sizes})
+    _sync(checkpoint.parent)
+
+
+def sealed_progress(checkpoint: Path) -> dict[str, float] | None:
+    """What a checkpoint was sealed with; None of one that somebody else wrote."""
+    sealed = _read(checkpoint / _SEAL)
+    return None if sealed is None else sealed["progress"]
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint is sealed, and its files are there in their full sizes."""
+    sealed = _read(checkpoint / _SEAL)
+    if sealed is None:
+        return False
+    files = {checkpoint / name: size for name, size in sealed["files"].items()}
+    return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
+
+
+def discard_checkpoints(output_dir: Path, after: int) -> None:
+    """Deletes the checkpoints of steps that are still to come."""
+    for checkpoint in _checkpoints(output_dir):
+        if _step(checkpoint) > after:
+            shutil.rmtree(checkpoint)
+
+
+def staging_folder(output_dir: Path) -> Path:
+    """Where files are written that are to appear in the output folder all at once."""
+    return output_dir / ".saving"
+
+
+def move_whole(staging: Path, output_dir: Path) -> None:
+    """Moves files to the folder in which they replace those of the same names, once all are on the disk."""
+    files = sorted(staging.iterdir())
+    for file in files:
+        _sync(file)
+    for file in files:
+        file.replace(output_dir / file.name)
+    staging.rmdir()
+
+
+def _settings(*groups: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for group in groups:
+        settings |= group.to_dict() if isinstance(group, ViTTrainingArguments) else dataclasses.asdict(group)
+    kept = {
+        name: value for name, value in settings.items() if name not in _FREE and not name.startswith(_FREE_PREFIXES)
+    }
+    return json.loads(json.dumps(kept, default=str))
+
+
+def _start(output_dir: Path, settings: dict[str, Any], arguments: ViTTrainingArguments) -> Path | None:
+    asked = _asked(output_dir, arguments)
+    newest, recorded = last_checkpoint(output_dir), _read(output_dir / _RUN)
+    others = recorded is None and bool(_checkpoints(output_dir))  # which something else left there
+    if has_ended(output_dir) or arguments.restart or not (newest or others):
+        return asked
+    differing = sorted(name for name in settings.keys() & (recorded or {}).keys() if settings[name] != recorded[name])
+    if recorded is not None and (not differing or (differing == ["resume_from_checkpoint"] and asked is None)):
+        return newest
+    if asked is not None and asked.parent == output_dir:
+        return asked
+    changes = [f"--{name} was {recorded[name]} and is {settings[name]}" for name in differing if recorded]
+    held = f"an unfinished run with other settings ({', '.join(changes)})" if changes else "checkpoints of another run"
+    raise InputError(
+        f"{output_dir} holds {held}: --restart discards them, --resume_from_checkpoint last goes on from them all the "
+        "same, and another --output_dir leaves them alone."
+    )
+
+
+def _asked(output_dir: Path, arguments: ViTTrainingArguments) -> Path | None:
+    """The checkpoint of `--resume_from_checkpoint FOLDER`, or of `last`, which is the newest in the output folder."""
+    asked = arguments.resume_from_checkpoint
+    if asked == "last":
+        found = last_checkpoint(output_dir)
+        if found is None:
+            raise InputError(f"There is no checkpoint in {output_dir} to resume from.")
+        return found
+    if asked is None:
+        return None
+    checkpoint = Path(asked)
+    if not (checkpoint / _STATE).is_file():
+        raise InputError(f"There is no checkpoint {asked} to resume from; `last` takes the newest one.")
+    if (checkpoint / _SEAL).exists() and not is_complete(checkpoint):
+        raise InputError(f"The checkpoint {asked} is incomplete; `last` takes the newest complete one.")
+    return output_dir / checkpoint.name if checkpoint.resolve().parent == output_dir.resolve() else checkpoint
+
+
+def _make_ready(output_dir: Path, settings: dict[str, Any], start: Path | None) -> None:
+    """In an order that leaves, wherever it is cut off, either the run that was there or the beginning of this one."""
+    shutil.rmtree(staging_folder(output_dir), ignore_errors=True)
+    after = _step(start) if start is not None and start.parent == output_dir else 0
+    if not has_ended(output_dir):
+        for checkpoint in _checkpoints(output_dir):
+            if _step(checkpoint) > after and not is_complete(checkpoint):
+                print(f"{checkpoint} is incomplete and is passed over.")
+    discard_checkpoints(output_dir, after)
+    (output_dir / _RESULTS).unlink(missing_ok=True)
+    _write(output_dir / _RUN, settings)
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """The folders of checkpoints, complete or not, by their steps."""
+    found = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted((path for path in found if path.is_dir()), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """All of it or nothing."""
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(content, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+    _sync(partial)
+    partial.replace(path)
+    _sync(path.parent)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
