@@ -222,7 +222,7 @@ def _diagnosed(error: BaseException) -> _Trouble:
     status = error.response.status_code
     said = " ".join((error.server_message or error.response.reason_phrase).split()).rstrip(".")
     if status == 401:
-        first = " (and unset HF_TOKEN, which it comes after)" if "HF_TOKEN" in os.environ else ""
+        first = " (and unset HF_TOKEN, which wins over it)" if "HF_TOKEN" in os.environ else ""
         return _Trouble(f"The Hub does not accept your token: run `hf auth login`{first}", passes=False)
     if status == 403:
         return _Trouble(f"Your token may not write there ({said}): run `hf auth login` with one that may", passes=False)

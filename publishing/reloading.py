@@ -5,13 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor
+from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 from vitrail.publishing.errors import PublishingError
 from vitrail.publishing.model_folder import has_code
 
@@ -32,10 +31,10 @@ def check_reload(folder: Path, files: dict[str, Path]) -> None:
     generator = np.random.default_rng(0)
     images = [generator.integers(0, 256, (48, width, 3), dtype=np.uint8) for width in (48, 64)]
     try:
-        network = ViTForImageClassification.from_pretrained(folder, dtype=torch.float32)
-        processor = ViTImageProcessor.from_pretrained(folder)
-        classifies = "ForImageClassification" in str(network.config.architectures)
-        expected = _outputs(network if classifies else network.vit, processor, images)
+        classifies = "ForImageClassification" in str(ViTConfig.from_pretrained(folder).architectures)
+        model_class = ViTForImageClassification if classifies else ViTModel
+        network = model_class.from_pretrained(folder, dtype=torch.float32)
+        expected = _outputs(network, ViTImageProcessor.from_pretrained(folder), images)
     except (InputError, StrictDataclassError) as error:
         raise PublishingError(f"{folder} is not published: {str(error).splitlines()[-1].strip()}") from error
     if not np.isfinite(expected).all():
@@ -48,7 +47,9 @@ def check_reload(folder: Path, files: dict[str, Path]) -> None:
         )
 
 
-def _outputs(network: Any, processor: ViTImageProcessor, images: list[np.ndarray]) -> np.ndarray:
+def _outputs(
+    network: ViTForImageClassification | ViTModel, processor: ViTImageProcessor, images: list[np.ndarray]
+) -> np.ndarray:
     """The logits of a classifier, (B, K), or the tokens of a model without a head, (B, T, D)."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # as in a new process

@@ -26,8 +26,6 @@ CARD = """---
 library_name: transformers
 tags:
 - vit
-model-index:
-- name: tiny
 ---
 
 # tiny

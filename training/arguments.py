@@ -284,6 +284,11 @@ class ViTTrainingArguments(TrainingArguments):
             processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # that share this machine's cores
             self.dataloader_num_workers = max(0, min(usable_cores() // processes - 1, _MOST_WORKERS))
         _require(self.dataloader_num_workers >= 0, "dataloader_num_workers must be at least 0")
+        _require(
+            not self.dataloader_persistent_workers,
+            "dataloader_persistent_workers is not supported; the Trainer would measure every split on the first one's "
+            "images, and a resumed training would differ",
+        )
         _require(self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}")
         _require(
             self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license) is not None,

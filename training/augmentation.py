@@ -159,8 +159,8 @@ class TrainingTransform(EvaluationTransform):
         """(B, C, H, W) -> (B, C, H, W), in [0, 255]."""
         arguments = self.arguments
         if arguments.flip:
-            mirrored = torch.from_numpy(draws.uniform(1)[0] < arguments.flip)
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+            mirrored = draws.uniform(1)[0] < arguments.flip
+            images = torch.stack([image.flip(-1) if turn else image for image, turn in zip(images, mirrored.tolist())])
         if arguments.padding:
             images = shifted(images, arguments.padding, draws.uniform(2))
         if self.policy is not None:

@@ -1,26 +1,21 @@
 """From a row's image to 8-bit pixels, by the shortest way that leads to the same picture.
 
-Plain JPEGs are decoded by torchvision, or, where the part that is wanted will be shrunk anyway, by Pillow at a half, a
-quarter or an eighth of their size, which libjpeg does for a fraction of the work. Everything else, and whatever these
-refuse, is decoded as `vitrail.modeling.read_image` does.
+Of a JPEG, the part that is wanted is decoded at a half, a quarter or an eighth of its size where it will be shrunk that
+far anyway, which spares libjpeg most of the work. Everything else is decoded as `vitrail.modeling.read_image` does.
+(torchvision's own decoder, as fast as Pillow's, is deprecated since 0.29.)
 """
 
 import io
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from vitrail.modeling import InputError, read_image
 from vitrail.modeling.pictures import orientation_of, pixels_of, reading
-
-
-_JPEG_MODES = {3: ("RGB", ImageReadMode.RGB), 1: ("L", ImageReadMode.GRAY)}  # by num_channels
 
 
 class Box(NamedTuple):
@@ -30,6 +25,12 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+    def scaled(self, down: float, across: float) -> "Box":
+        """The same part of an image that is so many times as high and wide."""
+        top, left = round(self.top * down), round(self.left * across)
+        bottom, right = round((self.top + self.height) * down), round((self.left + self.width) * across)
+        return Box(top, left, bottom - top, right - left)
 
 
 def read_picture(image: dict | None, row: int) -> Image.Image:
@@ -73,24 +74,20 @@ def read_crop(
     content, name = _content(image, row)
     with reading(name), Image.open(io.BytesIO(content)) as picture:
         if not isinstance(picture, JpegImageFile):
-            pixels = _upright(picture, num_channels)
+            pixels = _pixels(picture, num_channels)
             return cut(pixels, choose(*pixels.shape[1:]))
         orientation = orientation_of(picture)
-        height, width = picture.size if orientation in (5, 6, 7, 8) else picture.size[::-1]
+        height, width = _upright_shape(picture, orientation)
         box = choose(height, width)
         if size is not None and may_be_reduced(box.height, box.width, size):
             reduction = min(box.height // size[0], box.width // size[1])
             picture.draft(None, (picture.width // reduction, picture.height // reduction))
-            pixels = _upright(picture, num_channels)
-            down, across = pixels.shape[1] / height, pixels.shape[2] / width
-            return cut(
-                pixels, Box(*map(round, (box.top * down, box.left * across, box.height * down, box.width * across)))
-            )
-        mode, read_mode = _JPEG_MODES[num_channels]
-        if picture.mode == mode and orientation == 1:
-            with suppress(RuntimeError):  # then Pillow says what is wrong with it
-                return cut(decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=read_mode), box)
-        return cut(_upright(picture, num_channels), box)
+            reduced = _upright_shape(picture, orientation)
+            box = box.scaled(reduced[0] / height, reduced[1] / width)
+        if orientation == 1:  # then what is not wanted need not be converted
+            edges = box.left, box.top, box.left + box.width, box.top + box.height
+            return _pixels(picture.crop(edges), num_channels)
+        return cut(_pixels(picture, num_channels), box)
 
 
 def may_be_reduced(height: int, width: int, size: tuple[int, int]) -> bool:
@@ -112,5 +109,11 @@ def _content(image: dict | None, row: int) -> tuple[bytes, str]:
         return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"], name
 
 
-def _upright(picture: Image.Image, num_channels: int) -> torch.Tensor:
+def _upright_shape(picture: Image.Image, orientation: int) -> tuple[int, int]:
+    """Height and width once it is turned."""
+    return picture.size if orientation in (5, 6, 7, 8) else picture.size[::-1]
+
+
+def _pixels(picture: Image.Image, num_channels: int) -> torch.Tensor:
+    """Any picture as uint8 (`num_channels`, H, W), upright."""
     return torch.from_numpy(pixels_of(picture, num_channels)).permute(2, 0, 1)

@@ -133,7 +133,9 @@ def _way_on(argv: Sequence[str], output_dir: Path, flags: str = "") -> str:
         return f"the finished model is in {output_dir}."
     checkpoint = last_checkpoint(output_dir)
     safe = f"{progress_of(checkpoint)} is safe in {checkpoint}" if checkpoint else "there is no checkpoint yet"
-    return " ".join(filter(None, [f"{safe}; go on with: vitrail train", shlex.join(argv), flags]))
+    if checkpoint and "--restart" not in flags and any(flag.split("=")[0] == "--restart" for flag in argv):
+        flags += " --restart false"  # the last one counts
+    return f"{safe}; go on with: vitrail train {shlex.join(argv)} {flags.strip()}".rstrip()
 
 
 _UNWRITABLE = {
@@ -150,8 +152,9 @@ def _fault(error: Exception, output_dir: Path) -> TrainingFault | None:
     message = str(error)
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         return TrainingFault(f"Cannot write to {error.filename or output_dir}: {error.strerror}")
-    if isinstance(error, SafetensorError):
-        return TrainingFault(f"Cannot write to {output_dir}: {message}")
+    if isinstance(error, SafetensorError) and "I/O error: " in message:
+        reason = message.split("I/O error: ")[1].split(" (os error")[0]
+        return TrainingFault(f"Cannot write to {output_dir}: {reason}")
     if isinstance(error, RuntimeError) and _TORCH_CANNOT_WRITE.search(message):
         return TrainingFault(f"Cannot write to {output_dir}: the disk is full, or the folder gone or read-only")
     if isinstance(error, RuntimeError) and message.startswith("DataLoader worker"):

@@ -1,5 +1,6 @@
 """Images with any number of classes: their labels as 0 and 1 for each, and what an evaluation measures of them."""
 
+from copy import copy
 from typing import Any
 
 import datasets
@@ -71,14 +72,18 @@ def compute_multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return results | (MultiLabelF1(keep_in_memory=True).compute(predictions=decided, references=references) or {})
 
 
-def choose_metric(arguments: ViTTrainingArguments, multi_label: bool) -> None:
-    """Sets what the best evaluation is chosen by: the default, accuracy, is nothing that multi-label models have.
+def with_metric(arguments: ViTTrainingArguments, multi_label: bool) -> ViTTrainingArguments:
+    """The arguments with what the best evaluation is chosen by: multi-label models have no accuracy, the default.
+
+    It is a copy, so that a run that is resumed finds the settings it was given.
 
     Raises:
         InputError: the metric asked for is not measured of such labels.
     """
     asked = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
-    if multi_label and asked == "accuracy":
-        arguments.metric_for_best_model = "mAP"
-    elif not multi_label and asked in ("mAP", "f1_micro"):
+    if not multi_label and asked in ("mAP", "f1_micro"):
         raise InputError(f"metric_for_best_model {asked} is for images with any number of labels; these have one each.")
+    settled = copy(arguments)
+    if multi_label and asked == "accuracy":
+        settled.metric_for_best_model = "mAP"
+    return settled

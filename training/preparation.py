@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features
-from transformers import default_data_collator
 
 from vitrail.modeling import InputError
 from vitrail.training.arguments import DataArguments, ViTTrainingArguments
 from vitrail.training.augmentation import EvaluationTransform
 from vitrail.training.balancing import oversampled
 from vitrail.training.data import load_images, load_splits, with_validation
-from vitrail.training.loading import Batches, as_it_is, settle_input
+from vitrail.training.loading import Batches, settle_input
 from vitrail.training.sources import is_streamable
 from vitrail.training.streaming import Streams, first_images, hold_out, load_streams, samples_of, to_tensors
 from vitrail.training.unreadable import SkippedImages, SplitTransform, check_images
@@ -61,13 +60,11 @@ class Tables:
         splits: rows with `image` (undecoded), `row` and, if classes are learned, `label`.
         images: the number of images per split, each counted once.
         skipped: how many of each split were left out because they cannot be read, if any were to be.
-        collator: what the Trainer makes batches by.
     """
 
     splits: DatasetDict
     images: dict[str, int]
     skipped: dict[str, int]
-    collator = staticmethod(as_it_is)
 
     @property
     def features(self) -> Features:
@@ -76,7 +73,10 @@ class Tables:
 
     def inputs(self, transforms: Mapping[str, EvaluationTransform]) -> dict[str, Any]:
         """What the Trainer takes of each split."""
-        return {split: Batches(self.splits[split], transform, split) for split, transform in transforms.items()}
+        return {
+            split: Batches(self.splits[split], SplitTransform(made, split), SplitTransform(made.still, split))
+            for split, made in transforms.items()
+        }
 
     def settle(self, arguments: ViTTrainingArguments, inputs: dict[str, Any]) -> str:
         """A sentence on how images come to the model; see `settle_input`."""
@@ -108,7 +108,6 @@ class StreamedTables:
     images: dict[str, int]
     left_out: dict[str, SkippedImages]
     skipped: dict[str, int] = field(default_factory=dict)
-    collator = staticmethod(default_data_collator)
 
     @property
     def splits(self) -> dict[str, Any]:

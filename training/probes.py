@@ -254,7 +254,8 @@ class FewShotTrainer(ProbeTrainer):
     def _least_squares(self, seed: int) -> tuple[LinearHead, float]:
         names = self.model.config.labels
         shots = draw_shots(self.train_dataset.rows["label"][:], names, self.shots, seed)
-        drawn = self.features_of(Batches(self.train_dataset.rows.select(shots), self.train_dataset.transform, "train"))
+        images = self.train_dataset
+        drawn = self.features_of(Batches(images.rows.select(shots), images.transform, images.still))
         targets = 2.0 * torch.nn.functional.one_hot(drawn.labels, len(names)) - 1
         return regularised_least_squares(drawn.features, targets)
 

@@ -1,7 +1,7 @@
 """`--push_to_hub`: the model of a run, once it is complete, to the Hub.
 
 transformers' Trainer uploads whatever the folder holds whenever something is saved, and a Hub that fails then takes the
-training with it. Here it is asked for twice: before any work, whether it would take the model, and in the end.
+training with it. Here it is asked twice: before training whether it would take the model, and in the end to do so.
 """
 
 from pathlib import Path
@@ -33,8 +33,9 @@ def prepare_publication(arguments: ViTTrainingArguments) -> Publication | None:
     )
     if arguments.process_index:  # the first process speaks with the Hub
         return None
-    if arguments.hub_strategy != HubStrategy.END:
-        print(f"hub_strategy {arguments.hub_strategy.value}: the model is published once, when it is complete.")
+    strategy = HubStrategy(arguments.hub_strategy)
+    if strategy != HubStrategy.END:
+        print(f"hub_strategy {strategy.value}: the model is published once, when it is complete.")
     publication = publication.prepare()
     arguments.hub_model_id = publication.repository
     return publication

@@ -1,5 +1,7 @@
 """The Trainer as which training stops at any moment and goes on as if it had not."""
 
+import math
+import shutil
 import time
 from pathlib import Path
 from signal import SIGTERM
@@ -7,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.training_args import OptimizerNames
 
 from vitrail.modeling import InputError
 from vitrail.training.arguments import ViTTrainingArguments
@@ -88,16 +91,19 @@ class ResumableTrainer(Trainer):
         if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
             raise self._diverged(f"The weights are no numbers after step {self.state.global_step:,}")
         output_dir = Path(str(self.args.output_dir))
-        deleted = not output_dir.exists()
+        checkpoint, deleted = output_dir / f"checkpoint-{self.state.global_step}", not output_dir.exists()
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # none goes until the new one is whole
         try:
             super()._save_checkpoint(model, trial)
+            progress = self._progress()
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(checkpoint, progress)
         finally:
             self.args.save_total_limit = limit
-        progress = self._progress()
-        self.accelerator.wait_for_everyone()
+            if self.args.should_save and not is_complete(checkpoint):
+                shutil.rmtree(checkpoint, ignore_errors=True)  # a full disk needs the space
         if self.args.should_save:
-            seal(output_dir / f"checkpoint-{self.state.global_step}", progress)
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(output_dir), save_total_limit=limit, best_model_checkpoint=best)
         self.save_is_due = False
@@ -126,8 +132,12 @@ class ResumableTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         weights = Path(resume_from_checkpoint) / "model.safetensors"
         if weights.is_file():
-            with safe_open(weights, framework="pt") as file:
-                saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            try:
+                with safe_open(weights, framework="pt") as file:
+                    saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            except SafetensorError as error:
+                raise InputError(f"{weights} is damaged: {error}.") from error
+            assert self.model is not None  # the Trainer needs one
             wanted = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
             for name in sorted(saved.keys() | wanted.keys()):
                 if saved.get(name) != wanted.get(name):
@@ -138,14 +148,31 @@ class ResumableTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        optimizer: Any = self.optimizer
+        options = [group.keys() for group in optimizer.param_groups]
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{checkpoint} was written by another optimiser ({error}); use its --optim.") from error
+        except (ValueError, RuntimeError, EOFError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise InputError(f"{checkpoint} is damaged, or was written by another optimiser: {reason}.") from error
+        if options != [group.keys() for group in optimizer.param_groups]:
+            name = OptimizerNames(self.args.optim).value
+            raise InputError(f"{checkpoint} was written by another optimiser than --optim {name}.")
 
-    def _init_training_state(self, *args: Any) -> tuple[int, int]:
-        trained = super()._init_training_state(*args)
-        *_, resume_from_checkpoint, _ = args
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        if resume_from_checkpoint is not None and self.args.logging_steps < 1:
+            # A checkpoint has the steps that a share came to, and the Trainer would warn that the two differ.
+            self.args.logging_steps = math.ceil(max_steps * self.args.logging_steps)
+        trained = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
         self.resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
         if self.resumed_from is not None and self.state.best_global_step and self.args.load_best_model_at_end:
             best = self.resumed_from.with_name(f"checkpoint-{self.state.best_global_step}")
@@ -158,9 +185,10 @@ class ResumableTrainer(Trainer):
 
     def _load_callback_state(self) -> None:
         """Callbacks go on counting; their settings are those of this run's flags."""
+        states: Any = self.state.stateful_callbacks  # a dictionary, once there is a state
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
-                saved = self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+                saved = states.setdefault(type(callback).__name__, callback.state())
                 vars(callback).update(saved["attributes"])
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -182,8 +210,9 @@ class ResumableTrainer(Trainer):
     # What a checkpoint of the Trainer's own leaves out
 
     def _progress(self) -> dict[str, float]:
+        losses: Any = nested_gather(self._tr_loss, self.args.parallel_mode)  # of all processes
         return {
-            "loss_since_log": nested_gather(self._tr_loss, self.args.parallel_mode).mean().item(),
+            "loss_since_log": losses.mean().item(),
             "loss_until_log": self._total_loss_scalar,
             "last_log": self._globalstep_last_logged,
             "first_step": self._initial_global_step,
@@ -210,7 +239,7 @@ class _Resumption(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.trainer.restore_progress()
         if args.should_save:
-            discard_checkpoints(Path(args.output_dir), after=state.global_step)
+            discard_checkpoints(Path(str(args.output_dir)), after=state.global_step)
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self.trainer.epoch_has_ended = False

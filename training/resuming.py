@@ -28,30 +28,62 @@ _FREE = {
 _FREE_PREFIXES = ("hub_", "log", "trackio_", "ddp_")
 
 
-def begin_run(model: ModelArguments, data: DataArguments, arguments: ViTTrainingArguments) -> str | None:
-    """Makes the output folder ready, and says where the run begins.
+def starting_point(model: ModelArguments, data: DataArguments, arguments: ViTTrainingArguments) -> Path | None:
+    """The checkpoint from which a run with these settings goes on; None when it starts at the very beginning.
 
     An unfinished run with the same settings goes on; one that has ended makes room for a new one, and so does, with
-    `--restart`, an unfinished one.
-
-    Returns:
-        the checkpoint to go on from; None at the very beginning.
+    `--restart`, an unfinished one. Nothing is changed on the disk.
 
     Raises:
-        InputError: the folder holds an unfinished run with other settings, or `--resume_from_checkpoint` names no
-            complete checkpoint.
+        InputError: the output folder holds an unfinished run with other settings, or `--resume_from_checkpoint` names
+            no complete checkpoint.
     """
     output_dir = Path(str(arguments.output_dir))
-    settings = _settings(model, data, arguments)
+    settings, asked = _settings(model, data, arguments), _asked(output_dir, arguments)
+    newest, recorded = last_checkpoint(output_dir), _read(output_dir / _RUN) or {}
+    others = not recorded and bool(_checkpoints(output_dir))  # which something else left there
+    if has_ended(output_dir) or arguments.restart or not (newest or others):
+        return asked
+    differing = sorted(name for name in settings.keys() & recorded.keys() if settings[name] != recorded[name])
+    if recorded and (not differing or (differing == ["resume_from_checkpoint"] and asked is None)):
+        return newest
+    if asked is not None and asked.parent == output_dir:
+        return asked
+    changes = [f"--{name} was {recorded[name]} and is {settings[name]}" for name in differing]
+    held = f"an unfinished run with other settings ({', '.join(changes)})" if changes else "checkpoints of another run"
+    raise InputError(
+        f"{output_dir} holds {held}: --restart discards it, --resume_from_checkpoint last goes on from it all the same,"
+        " and another --output_dir leaves it alone."
+    )
+
+
+def begin_run(
+    model: ModelArguments, data: DataArguments, arguments: ViTTrainingArguments, start: Path | None
+) -> str | None:
+    """Makes the output folder that of this run, in an order that can be cut off anywhere, and says where it begins.
+
+    Args:
+        model, data, arguments: its settings.
+        start: its `starting_point`. Checkpoints of later steps are discarded.
+
+    Returns:
+        the starting point, as the Trainer takes it.
+    """
+    output_dir = Path(str(arguments.output_dir))
     with arguments.main_process_first(local=False):
-        start = _start(output_dir, settings, arguments)
         if arguments.process_index == 0:
-            _make_ready(output_dir, settings, start)
-    if start is None:
-        return None
-    if arguments.process_index == 0:
-        print(f"Resuming from {start}, {progress_of(start)}.")
-    return str(start)
+            shutil.rmtree(staging_folder(output_dir), ignore_errors=True)
+            after = _step(start) if start is not None and start.parent == output_dir else 0
+            if not has_ended(output_dir):
+                for checkpoint in _checkpoints(output_dir):
+                    if _step(checkpoint) > after and not is_complete(checkpoint):
+                        print(f"{checkpoint} is incomplete and is passed over.")
+            discard_checkpoints(output_dir, after)
+            (output_dir / _RESULTS).unlink(missing_ok=True)
+            _write(output_dir / _RUN, _settings(model, data, arguments))
+            if start is not None:
+                print(f"Resuming from {start}, {progress_of(start)}.")
+    return None if start is None else str(start)
 
 
 def end_run(output_dir: Path, results: dict[str, Any]) -> None:
@@ -87,7 +119,7 @@ def seal(checkpoint: Path, progress: dict[str, float]) -> None:
         _sync(file)
     sizes = {str(file.relative_to(checkpoint)): file.stat().st_size for file in files}
     _write(checkpoint / _SEAL, {"progress": progress, "files": sizes})
-    _sync(checkpoint.parent)
+    _sync_names(checkpoint.parent)
 
 
 def sealed_progress(checkpoint: Path) -> dict[str, float] | None:
@@ -124,6 +156,7 @@ def move_whole(staging: Path, output_dir: Path) -> None:
         _sync(file)
     for file in files:
         file.replace(output_dir / file.name)
+    _sync_names(output_dir)
     staging.rmdir()
 
 
@@ -135,25 +168,6 @@ def _settings(*groups: Any) -> dict[str, Any]:
         name: value for name, value in settings.items() if name not in _FREE and not name.startswith(_FREE_PREFIXES)
     }
     return json.loads(json.dumps(kept, default=str))
-
-
-def _start(output_dir: Path, settings: dict[str, Any], arguments: ViTTrainingArguments) -> Path | None:
-    asked = _asked(output_dir, arguments)
-    newest, recorded = last_checkpoint(output_dir), _read(output_dir / _RUN)
-    others = recorded is None and bool(_checkpoints(output_dir))  # which something else left there
-    if has_ended(output_dir) or arguments.restart or not (newest or others):
-        return asked
-    differing = sorted(name for name in settings.keys() & (recorded or {}).keys() if settings[name] != recorded[name])
-    if recorded is not None and (not differing or (differing == ["resume_from_checkpoint"] and asked is None)):
-        return newest
-    if asked is not None and asked.parent == output_dir:
-        return asked
-    changes = [f"--{name} was {recorded[name]} and is {settings[name]}" for name in differing if recorded]
-    held = f"an unfinished run with other settings ({', '.join(changes)})" if changes else "checkpoints of another run"
-    raise InputError(
-        f"{output_dir} holds {held}: --restart discards them, --resume_from_checkpoint last goes on from them all the "
-        "same, and another --output_dir leaves them alone."
-    )
 
 
 def _asked(output_dir: Path, arguments: ViTTrainingArguments) -> Path | None:
@@ -174,19 +188,6 @@ def _asked(output_dir: Path, arguments: ViTTrainingArguments) -> Path | None:
     return output_dir / checkpoint.name if checkpoint.resolve().parent == output_dir.resolve() else checkpoint
 
 
-def _make_ready(output_dir: Path, settings: dict[str, Any], start: Path | None) -> None:
-    """In an order that leaves, wherever it is cut off, either the run that was there or the beginning of this one."""
-    shutil.rmtree(staging_folder(output_dir), ignore_errors=True)
-    after = _step(start) if start is not None and start.parent == output_dir else 0
-    if not has_ended(output_dir):
-        for checkpoint in _checkpoints(output_dir):
-            if _step(checkpoint) > after and not is_complete(checkpoint):
-                print(f"{checkpoint} is incomplete and is passed over.")
-    discard_checkpoints(output_dir, after)
-    (output_dir / _RESULTS).unlink(missing_ok=True)
-    _write(output_dir / _RUN, settings)
-
-
 def _checkpoints(output_dir: Path) -> list[Path]:
     """The folders of checkpoints, complete or not, by their steps."""
     found = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
@@ -203,7 +204,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     partial.write_text(json.dumps(content, indent=4, sort_keys=True) + "\n", encoding="utf-8")
     _sync(partial)
     partial.replace(path)
-    _sync(path.parent)
+    _sync_names(path.parent)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -214,9 +215,14 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    """Waits until a file's content would survive a power cut."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_names(folder: Path) -> None:
+    """The same of the names in a folder, where the system can open one."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)
-    finally:
         os.close(descriptor)

@@ -26,10 +26,11 @@ from vitrail.training.building import build_model
 from vitrail.training.columns import is_multi_label, label_names
 from vitrail.training.data import class_counts
 from vitrail.training.interruption import one_sentence
+from vitrail.training.loading import collate
 from vitrail.training.lora import LoraTrainer
 from vitrail.training.loss import ClassificationLoss, balanced_class_weights
 from vitrail.training.metrics import class_results, compute_metrics, judge
-from vitrail.training.multi_label import choose_metric, compute_multi_label_metrics, multi_hot_labels
+from vitrail.training.multi_label import compute_multi_label_metrics, multi_hot_labels, with_metric
 from vitrail.training.pictures import save_confusions, save_mistakes, save_samples
 from vitrail.training.precision import choose_attention
 from vitrail.training.preparation import StreamedTables, Tables, prepare
@@ -37,7 +38,7 @@ from vitrail.training.probes import FewShotTrainer, LinearProbeTrainer
 from vitrail.training.progress import draw_bars_on_terminals_alone
 from vitrail.training.provenance import provenance_of
 from vitrail.training.publishing import prepare_publication, publish
-from vitrail.training.resuming import begin_run, end_run
+from vitrail.training.resuming import begin_run, end_run, starting_point
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
 
 
@@ -75,9 +76,9 @@ def train(argv: Sequence[str]) -> TrainingResult:
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     output_dir = _writable(Path(str(arguments.output_dir)))
     publication = prepare_publication(arguments)
-    checkpoint = begin_run(model_arguments, data_arguments, arguments)
+    start = starting_point(model_arguments, data_arguments, arguments)
     with one_sentence(argv, output_dir):
-        finished = _train(model_arguments, data_arguments, arguments, checkpoint)
+        finished = _train(model_arguments, data_arguments, arguments, start)
     return TrainingResult(output_dir, *finished, publish(publication))
 
 
@@ -85,14 +86,14 @@ def _train(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     arguments: ViTTrainingArguments,
-    checkpoint: str | None,
+    start: Path | None,
 ) -> tuple[dict[str, Any], dict[str, int], list[Path]]:
     """What `TrainingResult` has of a run: its metrics, images and samples."""
     classifying = arguments.objective == "classification"
     set_seed(arguments.seed)
     data = prepare(data_arguments, arguments)
     multi_label = classifying and is_multi_label(data.features)
-    choose_metric(arguments, multi_label)
+    given, arguments = arguments, with_metric(arguments, multi_label)
     model, processor = build_model(model_arguments, label_names(data.features) if classifying else None, multi_label)
     labels = class_labels if classifying else partial(color_labels, patch_shape=model.config.patch_shape)
     if multi_label:
@@ -114,7 +115,7 @@ def _train(
             args=arguments,
             train_dataset=inputs["train"],
             eval_dataset=inputs["validation"],
-            data_collator=data.collator,
+            data_collator=collate,
             callbacks=[EpochOfAugmentation(training)],
             processing_class=processor,
             provenance=provenance_of(model_arguments, data_arguments, arguments, data.images),
@@ -123,6 +124,7 @@ def _train(
         raise InputError(f"The Trainer cannot start: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
     print(data.settle(arguments, inputs))
 
+    checkpoint = begin_run(model_arguments, data_arguments, given, start)
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     held_out = {"validation": "eval", "test": "test"}
     evaluated = {}

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,18 +60,6 @@ def problem_of(image: dict[str, Any] | None, row: int, split: str) -> str | None
     except InputError as error:
         return str(error)
     return None
-
-
-@contextmanager
-def naming_bad_images(rows: Rows, split: str) -> Iterator[None]:
-    """Says of an error whether an image of these rows is its cause, where that image is, and what can be done."""
-    try:
-        yield
-    except InputError as error:
-        for problem in _decode(rows, split)["problem"]:
-            if problem is not None:
-                raise InputError(f"{problem.rstrip('.')}; {_WAY_OUT}") from error
-        raise
 
 
 def _missing(rows: Dataset, split: str) -> Iterator[str]:
@@ -139,25 +126,24 @@ class SplitTransform:
     """A transform of rows to tensors that names the split and row of an image which cannot be read, or leaves it out.
 
     Args:
-        transform: rows with `image`, `row` and more -> tensors.
+        transform: what it makes tensors of are rows with `image`, `row` and more.
         split: the rows' split.
         skipped: takes the images that are left out; without it there is an error.
     """
 
-    def __init__(self, transform: Callable[[Rows], dict[str, Any]], split: str, skipped: SkippedImages | None = None):
+    def __init__(self, transform: Callable[[Rows], Any], split: str, skipped: SkippedImages | None = None):
         self.transform, self.split, self.skipped = transform, split, skipped
 
-    def __call__(self, rows: Rows) -> dict[str, Any]:
-        if self.skipped is None:
-            with naming_bad_images(rows, self.split):
-                return self.transform(rows)
+    def __call__(self, rows: Rows) -> Any:
         try:
             return self.transform(rows)
-        except InputError:
+        except InputError as error:
             problems = _decode(rows, self.split)["problem"]
             bad = [index for index, problem in enumerate(problems) if problem is not None]
             if not bad:
                 raise  # of something else
+            if self.skipped is None:
+                raise InputError(f"{str(problems[bad[0]]).rstrip('.')}; {_WAY_OUT}") from error
         for index in bad:
             if self.skipped.add(rows["image"][index]):
                 tqdm.write(f"Skipped: {problems[index]}")

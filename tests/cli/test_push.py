@@ -110,7 +110,7 @@ def test_what_passes_is_waited_for(online, ask_hub, model_folder, name, fault):
         ({"path": "/preupload/", "status": 429}, "The Hub answers 429"),
         ({"path": "/create", "status": 409}, "The Hub answers 409"),
         ({"path": "/create", "status": 402}, "The Hub asks for a payment first (as the test has ordered)"),
-        ({"path": "/commit/", "status": 401}, "run `hf auth login` (and unset HF_TOKEN, which it comes after)"),
+        ({"path": "/commit/", "status": 401}, "run `hf auth login` (and unset HF_TOKEN, which wins over it)"),
         ({"path": "/commit/", "status": 403}, "Your token may not write there (as the test has ordered)"),
         ({"path": "/commit/", "status": 404}, "The Hub answers 404"),
     ],

@@ -1,4 +1,4 @@
-"""Models by their ids, over HTTP, against a loopback double of the Hub that lies beside some checkouts."""
+"""Models by their ids, by genuine clients over HTTP."""
 
 import pytest
 import timm

@@ -28,4 +28,5 @@ def tiny_flags() -> list[str]:
     return [
         *("--model", "Ti/16", "--image_size", "16", "--patch_size", "8", "--config_overrides", json.dumps(shape)),
         *("--num_train_epochs", "4", "--per_device_train_batch_size", "8", "--disable_tqdm", "true"),
+        *("--bf16", "false"),  # on every machine, and to compare more figures
     ]

@@ -104,7 +104,15 @@ def test_accumulated_steps_are_one_big_batch_and_evaluation_is_plain(name, tiny_
         model.load_state_dict(weights)
         argv = ["--dataset", "x", "--output_dir", str(tmp_path), "--max_steps", "1", "--save_strategy", "no"]
         argv += ["--eval_strategy", "no", "--optim", "sgd", "--learning_rate", "0.1", "--warmup_steps", "0"]
-        argv += ["--disable_tqdm", "true", "--label_smoothing_factor", "0.3", *flags]  # of the loss alone
+        argv += [
+            "--disable_tqdm",
+            "true",
+            "--bf16",
+            "false",
+            "--label_smoothing_factor",
+            "0.3",
+            *flags,
+        ]  # of the loss alone
         arguments = parse_arguments(argv)[2]
         provenance = Provenance("x", None, None, None, {})
         trainer = ViTTrainer(

@@ -72,7 +72,7 @@ def test_it_learns_and_leaves_a_complete_folder(run):
     assert (result.images, result.samples) == ({"train": 30, "validation": 10}, [])
     left = {path.name for path in result.output_dir.iterdir() if path.is_file()}
     files = {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "all_results.json"}
-    assert left == files | {"trainer_state.json", "training_args.bin"}
+    assert left == files | {"trainer_state.json", "training_args.bin", "run.json"}
 
 
 def test_the_card_says_what_was_trained_and_what_comes_next(run):

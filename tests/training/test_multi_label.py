@@ -1,6 +1,7 @@
 """Images with any number of classes: the loss, the figures, and a run from a table to predictions."""
 
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -108,6 +109,17 @@ def test_a_run_learns_and_leaves_a_complete_folder(run, table):
     assert "whether an image has it; an image may have several or none" in card.text
     assert "| split | images | Mean average precision | Micro-F1 | Macro-F1 | Loss |" in card.text
     assert "the best of training by `mAP`" in card.text
+
+
+def test_an_unfinished_run_goes_on(run, tmp_path, capsys):
+    result, flags = run
+    shutil.copytree(result.output_dir, tmp_path / "run")
+    (tmp_path / "run" / "all_results.json").unlink()
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(settings | {"output_dir": str(tmp_path / "run")}))
+    again = train([*flags, "--output_dir", str(tmp_path / "run")])
+    assert "Resuming from" in capsys.readouterr().out
+    assert again.metrics["eval_mAP"] == result.metrics["eval_mAP"]
 
 
 def test_predictions_are_each_for_itself(run, capsys, tmp_path):

@@ -38,7 +38,7 @@ from huggingface_hub import HfApi, ModelCard
 from transformers import pipeline
 print(pipeline("image-classification", "alice/shades-vit")(Image.new("RGB", (30, 20), "white"))[0]["label"])
 card, api = ModelCard.load("alice/shades-vit"), HfApi()
-snippet = 'pipeline("image-classification", "alice/shades-vit"'
+snippet = 'model = "alice/shades-vit"'
 print(card.data.model_name, card.data.to_dict()["datasets"], snippet in card.text)
 print(api.model_info("alice/shades-vit").private, len(api.list_repo_commits("alice/shades-vit")))
 print(*api.list_repo_files("alice/shades-vit"), sep="|")
@@ -76,7 +76,7 @@ def test_a_hub_that_fails_costs_nothing(online, ask_hub, image_folder, tiny_flag
     assert vitrail == "vitrail"
     assert main(finish) == 0
     assert "model.safetensors" in online.list_repo_files("alice/unlucky")
-    assert 'pipeline("image-classification", "alice/unlucky"' in ModelCard.load("alice/unlucky").text
+    assert 'model = "alice/unlucky"' in ModelCard.load("alice/unlucky").text
 
     tuned = ["--model", "alice/unlucky", "--dataset", str(image_folder), "--output_dir", str(tmp_path / "tuned")]
     train([*tuned, "--max_steps", "1", "--disable_tqdm", "true"])

@@ -1,0 +1,111 @@
+"""How many images a second one core makes into batches for training, from JPEG files and from memory.
+
+python benchmarks/input_pipeline.py [--photos FOLDER] [--rounds 15] [--quality 90]
+
+From bytes to a normalised float batch at 224 pixels, cropped at random (at least 8 % of the area) and mirrored: ours
+against the usual way, Pillow and torchvision's transforms on one image after the other. Both take turns, round by
+round, on one thread; times are the processor's, and the ratio is the median of the rounds'. The photographs of the
+folder, or smooth noise without one, are saved as JPEGs of each size first. Then small gray images from memory.
+"""
+
+import argparse
+import io
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from vitrail.modeling import ViTImageProcessor
+from vitrail.training.arguments import DataArguments
+from vitrail.training.augmentation import TrainingTransform
+
+
+SIZES = [(500, 375), (1600, 1200)]
+BATCH = 16
+
+
+def photographs(folder: Path | None, size: tuple[int, int], quality: int) -> list[bytes]:
+    """A batch of JPEGs."""
+    files = sorted(folder.glob("*.jpg")) if folder else []
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    generator = np.random.default_rng(0)
+    pictures += [Image.fromarray(generator.integers(0, 256, (15, 20, 3), np.uint8)) for _ in range(0 if files else 4)]
+    jpegs = []
+    for picture in pictures:
+        file = io.BytesIO()
+        picture.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
+        jpegs.append(file.getvalue())
+    return [jpegs[index % len(jpegs)] for index in range(BATCH)]
+
+
+def usual_way(mean: tuple, std: tuple) -> Callable[[list[bytes]], torch.Tensor]:
+    """What is commonly written."""
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(224, scale=(0.08, 1.0)),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )
+    return lambda files: torch.stack([transform(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
+
+
+def seconds(ways: list[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Of every way, round by round; the first round does not count."""
+    taken = []
+    for _ in range(rounds + 1):
+        taken.append([])
+        for way in ways:
+            start = time.process_time()
+            way()
+            taken[-1].append(time.process_time() - start)
+    return taken[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--quality", type=int, default=90)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+    processor = ViTImageProcessor()
+    transform = TrainingTransform(processor, DataArguments(dataset="", crop_scale=0.08))
+    usual = usual_way(processor.image_mean, processor.image_std)
+    print("| pixels | KB | usual, images/s | ours, images/s | ratio |\n|---|---|---|---|---|")
+    for size in SIZES:
+        files = photographs(arguments.photos, size, arguments.quality)
+        keys = list(range(BATCH))
+        images = [{"bytes": file, "path": None} for file in files]
+        rows = {"image": images, "row": keys, "key": keys, "label": keys}
+
+        def ours(rows=rows):
+            transform.epoch += 1
+            return transform(rows)
+
+        taken = seconds([lambda files=files: usual(files), ours], arguments.rounds)
+        rates = [BATCH / statistics.median(column) for column in zip(*taken)]
+        ratio = statistics.median(theirs / our for theirs, our in taken)
+        kilobytes = sum(map(len, files)) / BATCH / 1000
+        print(f"| {size[0]}x{size[1]} | {kilobytes:.0f} | {rates[0]:.0f} | {rates[1]:.0f} | {ratio:.2f} |", flush=True)
+
+    variation = DataArguments(dataset="", crop_scale=1.0, padding=2, erasing=0.25)
+    small = TrainingTransform(ViTImageProcessor(size={"height": 28, "width": 28}, num_channels=1), variation)
+    pixels = torch.randint(0, 256, (128, 1, 28, 28), dtype=torch.uint8)
+    rows = {"image": pixels, "label": [0] * 128, "key": list(range(128))}
+    taken = seconds([lambda: [small(rows) for _ in range(10)]], arguments.rounds)
+    rate = 10 * len(pixels) / statistics.median(column for (column,) in taken)
+    print(f"\n28x28 from memory, shifted, mirrored and erased: {rate:,.0f} images/s")
+
+
+if __name__ == "__main__":
+    main()
