@@ -151,7 +151,8 @@ class StreamedTables:
 
 
 def _streamed(streams: Streams, data: DataArguments, arguments: ViTTrainingArguments) -> StreamedTables:
-    images = {split: length for split, length in streams.lengths.items() if length is not None}
+    ordered = sorted(streams.splits, key=lambda split: (split != "train", split != "validation"))
+    images = {split: length for split in ordered if (length := streams.lengths[split]) is not None}
     if "train" not in images and arguments.max_steps <= 0:
         raise InputError(f"It is not known how many images {data.dataset} has; say how long to train with --max_steps.")
     workers = arguments.dataloader_num_workers or 0
