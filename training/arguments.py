@@ -31,7 +31,11 @@ RECIPE_NAMES = sorted(path.name.removesuffix(".yaml") for path in _RECIPES.iterd
 
 
 # What can be learned, and by which figures the best of a training can be chosen.
-OBJECTIVES = {"classification": ("accuracy", "f1_macro", "loss"), "masked-patch": ("accuracy", "loss")}
+OBJECTIVES = {
+    "classification": ("accuracy", "f1_macro", "loss", "mAP", "f1_micro"),  # the last two of multi-label models alone
+    "masked-patch": ("accuracy", "loss"),
+}
+ON_BAD_IMAGE = ("error", "skip")
 
 _MOST_WORKERS = 8
 POLICIES = ("none", "randaugment", "trivialaugment")
@@ -95,16 +99,31 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "'digits', a Hub data-set id, a folder of images (one sub-folder a class, if classes are learned), "
-            "or parquet/arrow files."
+            "help": "'digits', a Hub data-set id, a folder of images (one sub-folder a class, or a metadata.csv with "
+            "file_name and label), or .parquet, .arrow or .tar files: their folder, paths or globs, between commas."
         }
     )
     dataset_config: str | None = field(default=None, metadata={"help": "The configuration of a Hub data set."})
     dataset_revision: str | None = field(
         default=None, metadata={"help": "The branch, tag or commit of a Hub data set."}
     )
-    image_column: str | None = field(default=None, metadata={"help": "Default: the one column of images."})
-    label_column: str | None = field(default=None, metadata={"help": "Default: the one column of classes."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read Hub data sets and files while they are used, as images in folders always are."},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Draw each image of a stream at random from so many that are held in memory."}
+    )
+    on_bad_image: str = field(
+        default="error",
+        metadata={"help": "What to do about an image that cannot be read: error, or skip, which counts them."},
+    )
+    image_column: str | None = field(
+        default=None, metadata={"help": "Default: the one column of images, of files' bytes, or of their paths."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Default: the one column of classes, or of lists of them."}
+    )
     validation_fraction: float = field(
         default=0.1, metadata={"help": "The share of the training split set aside when there is no validation split."}
     )
@@ -145,6 +164,8 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        _require(self.shuffle_buffer >= 1, "shuffle_buffer must be at least 1")
+        _require(self.on_bad_image in ON_BAD_IMAGE, f"on_bad_image must be one of {', '.join(ON_BAD_IMAGE)}")
         _require(0 < self.validation_fraction < 1, "validation_fraction must lie between 0 and 1")
         _require(self.max_train_samples is None or self.max_train_samples >= 1, "max_train_samples must be at least 1")
         _require(self.max_eval_samples is None or self.max_eval_samples >= 1, "max_eval_samples must be at least 1")
@@ -357,6 +378,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         training.objective == "classification" or not data.balanced_sampling,
         f"balanced_sampling is for classification; {training.objective} knows no classes",
     )
+    if data.streaming:
+        _require(model.method not in FROZEN, f"method {model.method} keeps features by image; leave out streaming")
+        balanced = "balanced_sampling" if data.balanced_sampling else training.class_weights and "class_weights"
+        _require(not balanced, f"{balanced} counts the images of each class beforehand; leave out streaming")
     if model.method != "full":
         _require(training.objective == "classification", f"method {model.method} is for classification")
         _require(

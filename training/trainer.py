@@ -32,6 +32,7 @@ class ViTTrainer(ResumableTrainer):
         pictures: the files beside the card that show what these weights do.
         method: rows of the card on how they came about, where that was not by training all of them.
         remark: sentences of the card on the results.
+        evaluated_images: how many the last evaluation met, which of a stream nobody knows beforehand.
         weight_average: while it trains with `ema_decay`; afterwards the model's weights are the average.
     """
 
@@ -47,6 +48,7 @@ class ViTTrainer(ResumableTrainer):
         self.method: dict[str, str] = {}
         self.remark = ""
         self._evaluated: Any = None
+        self.evaluated_images = 0
         self.weight_average: WeightAverage | None = None
         self._initial_weights: dict[str, torch.Tensor] | None = None
         if self.args.fsdp and not self.is_fsdp_enabled:
@@ -133,7 +135,7 @@ class ViTTrainer(ResumableTrainer):
         uncompiled = torch.compiler.set_stance("force_eager") if self.args.torch_compile else nullcontext()
         with uncompiled, self.weight_average.applied() if self.weight_average else nullcontext():
             output = super().evaluation_loop(*args, **kwargs)
-        self._evaluated = output.predictions
+        self._evaluated, self.evaluated_images = output.predictions, cast(int, output.num_samples)
         return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
