@@ -97,7 +97,7 @@ def _train(
     model, processor = build_model(model_arguments, label_names(data.features) if classifying else None, multi_label)
     labels = class_labels if classifying else partial(color_labels, patch_shape=model.config.patch_shape)
     if multi_label:
-        labels = partial(multi_hot_labels, num_labels=model.config.num_labels)
+        labels = partial(multi_hot_labels, num_labels=len(model.config.labels))
     print(choose_attention(model, arguments, model.config.sequence_length))
 
     evaluation = EvaluationTransform(processor, labels)
@@ -177,7 +177,7 @@ def _classifier_trainer(
     return partial(
         trainers[how.method],
         compute_loss_func=loss,
-        compute_metrics=partial(compute_metrics, num_labels=model.config.num_labels),
+        compute_metrics=partial(compute_metrics, num_labels=len(model.config.labels)),
         preprocess_logits_for_metrics=judge,
     )
 
