@@ -495,7 +495,7 @@ class ViTModel(ViTPreTrainedModel):
         self.attention_pooling = None
         if config.pooling == "attention":
             self.attention_pooling = ViTAttentionPooling(config)
-            self._no_split_modules = [*self._no_split_modules, "ViTAttentionPooling"]
+            self._no_split_modules = [*(self._no_split_modules or ()), "ViTAttentionPooling"]
         self.post_init()
 
     @merge_with_config_defaults

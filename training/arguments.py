@@ -330,7 +330,7 @@ class ViTTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory &= torch.accelerator.is_available()
 
     def _process_fsdp_args(self) -> dict[str, Any] | None:
-        plugin = super()._process_fsdp_args()
+        plugin: dict[str, Any] | None = super()._process_fsdp_args()
         if plugin is not None:  # Accelerate shards the patch embeddings itself; more around them would be too much
             plugin.setdefault("transformer_cls_names_to_wrap", "ViTLayer")
         return plugin

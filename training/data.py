@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 
 from vitrail.modeling import InputError
 from vitrail.training.columns import choose_image, choose_label, encode, is_multi_label, label_feature, label_names
-from vitrail.training.labels import class_names, is_list, name_all
+from vitrail.training.labels import class_names, is_list, name_all, require_one_kind
 from vitrail.training.sources import read_source, reading, source_folder
 
 
@@ -72,8 +72,7 @@ def load_splits(
     tables = {split: rows.flatten() if _has_fields(rows.features) else rows for split, rows in tables.items()}
     label_column = choose_label(label_column, tables[_leading(tables)].features, image_column, dataset)
     features = {split: rows.features[label_column] for split, rows in tables.items() if label_column in rows.features}
-    if len({is_list(feature) for feature in features.values()}) > 1:
-        raise InputError(f"Column {label_column!r} of {dataset} holds lists of classes in some splits, not in others.")
+    require_one_kind(features.values(), label_column, dataset)
     named = {split: name_all(tables[split][label_column][:], feature, split) for split, feature in features.items()}
     for split in tables:
         if not any(labels is not None for labels in named.get(split, ())):
@@ -204,7 +203,7 @@ def _read(
     if not splits:
         raise InputError(f"{dataset} has no rows.")
     leading = splits[_leading(splits)]
-    first = leading.with_format("arrow")[:1].to_pylist()[0]
+    first = cast(Any, leading.with_format("arrow"))[:1].to_pylist()[0]
     column = choose_image(image_column, leading.features, first, dataset)
     for split, rows in splits.items():
         if column not in rows.features:

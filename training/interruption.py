@@ -80,7 +80,7 @@ class SignalsAfterStep:
             self.received = number
             os.write(2, b"\nStopping after this step, with a checkpoint; the same again stops at once.\n")
         else:
-            signal.signal(number, self._before[number])
+            signal.signal(number, self._before[signal.Signals(number)])
             signal.raise_signal(number)
 
 

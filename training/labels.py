@@ -55,6 +55,16 @@ def item_of(feature: Any) -> Any:
     return feature.feature if isinstance(feature, (List, LargeList)) else feature
 
 
+def require_one_kind(features: Iterable[Any], column: str, dataset: str) -> None:
+    """Makes sure that a column holds lists in all splits or in none.
+
+    Raises:
+        InputError: it does not.
+    """
+    if len({is_list(feature) for feature in features}) > 1:
+        raise InputError(f"Column {column!r} of {dataset} holds lists of classes in some splits, not in others.")
+
+
 def name_of(value: Any, feature: Any, split: str, row: int) -> Named:
     """The class or classes that one value of a column stands for.
 
@@ -82,7 +92,7 @@ def _name(value: Any, feature: Any, split: str, row: int) -> str | None:
             raise InputError(
                 f"Row {row:,} of split {split!r} has the class {value}, but there are names for {len(feature.names)}."
             )
-        return feature.names[value]
+        return feature.names[int(value)]
     if isinstance(value, float):
         if not value.is_integer():
             raise InputError(

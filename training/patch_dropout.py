@@ -5,21 +5,22 @@ makes the model used to what it will see ("Scaling Language-Image Pre-training v
 tuning").
 """
 
-from transformers import TrainerCallback
+from typing import Any
 
-from vitrail.modeling import ViTConfig
+from transformers import PreTrainedModel, TrainerCallback
 
 
 class PatchDropoutSchedule(TrainerCallback):
     """Leaves patches out in the first part of the steps alone.
 
     Args:
-        config: the model's; its `patch_dropout_prob` is the share that is left out, and 0 afterwards.
+        model: its configuration's `patch_dropout_prob` is the share that is left out, and 0 afterwards.
         until: in (0, 1], that part.
     """
 
-    def __init__(self, config: ViTConfig, until: float):
-        self.config, self.until, self.share = config, until, config.patch_dropout_prob
+    def __init__(self, model: PreTrainedModel, until: float):
+        self.config: Any = model.config
+        self.until, self.share = until, self.config.patch_dropout_prob
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         leaving_out = state.global_step < self.until * state.max_steps

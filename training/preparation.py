@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from datasets import Dataset, DatasetDict, Features
+from datasets import Dataset, DatasetDict, Features, IterableDataset
 
 from vitrail.modeling import InputError
 from vitrail.training.arguments import DataArguments, ViTTrainingArguments
@@ -130,7 +130,7 @@ class StreamedTables:
         }
 
     def settle(self, arguments: ViTTrainingArguments, variations: DataArguments, inputs: dict[str, Any]) -> str:
-        files = self.streams.splits["train"].num_shards
+        files = cast(IterableDataset, self.streams.splits["train"]).num_shards
         if not arguments.workers_given:
             arguments.dataloader_num_workers = min(arguments.dataloader_num_workers or 0, files)
         workers = arguments.dataloader_num_workers

@@ -87,12 +87,12 @@ class ProbeTrainer(ViTTrainer):
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer does, on the split's features."""
-        images = self.eval_dataset if eval_dataset is None else eval_dataset
-        return super().evaluate(self.features_of(images), *args, **kwargs)
+        images = cast(Batches, self.eval_dataset if eval_dataset is None else eval_dataset)
+        return super().evaluate(cast(Any, self.features_of(images)), *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer does, on the split's features."""
-        return super().predict(self.features_of(test_dataset), *args, **kwargs)
+        return super().predict(cast(Any, self.features_of(test_dataset)), *args, **kwargs)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
@@ -179,7 +179,7 @@ class LinearProbeTrainer(ProbeTrainer):
     """Multinomial logistic regression, or with several labels an image one binary one a class."""
 
     def fit(self) -> dict[str, float]:
-        known = [self.features_of(images) for images in (self.train_dataset, self.eval_dataset)]
+        known = [self.features_of(cast(Batches, images)) for images in (self.train_dataset, self.eval_dataset)]
         training, validation = ((split.features, split.labels) for split in known)
         head, c = best_logistic_regression(training, validation, len(self.model.config.labels))
         self._put(head)
@@ -230,7 +230,7 @@ class FewShotTrainer(ProbeTrainer):
     ) -> dict[str, float]:
         """Also the accuracy of every draw's head, their mean and, of several, half the width of its 95 % interval."""
         metrics = super().evaluate(eval_dataset, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        held_out = self.features_of(self.eval_dataset if eval_dataset is None else eval_dataset)
+        held_out = self.features_of(cast(Batches, self.eval_dataset if eval_dataset is None else eval_dataset))
         features = held_out.features.double()
         hits = [(head(features).argmax(1) == held_out.labels).double().mean().item() for head in self._fitted]
         name = f"{metric_key_prefix}_few_shot_accuracy"
@@ -253,8 +253,8 @@ class FewShotTrainer(ProbeTrainer):
 
     def _least_squares(self, seed: int) -> tuple[LinearHead, float]:
         names = self.model.config.labels
-        shots = draw_shots(self.train_dataset.rows["label"][:], names, self.shots, seed)
-        images = self.train_dataset
+        images = cast(Batches, self.train_dataset)
+        shots = draw_shots(cast(Any, images.rows["label"][:]), names, self.shots, seed)
         drawn = self.features_of(Batches(images.rows.select(shots), images.transform, images.still))
         targets = 2.0 * torch.nn.functional.one_hot(drawn.labels, len(names)) - 1
         return regularised_least_squares(drawn.features, targets)

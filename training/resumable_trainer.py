@@ -89,7 +89,7 @@ class ResumableTrainer(Trainer):
         if self._epoch_is_ending():  # what comes with its end, an evaluation perhaps, belongs to this checkpoint
             self.save_is_due = True
             return
-        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
+        if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
             raise self._diverged(f"The weights are no numbers after step {self.state.global_step:,}")
         output_dir = Path(str(self.args.output_dir))
         checkpoint, deleted = output_dir / f"checkpoint-{self.state.global_step}", not output_dir.exists()

@@ -78,8 +78,8 @@ def train(argv: Sequence[str]) -> TrainingResult:
     output_dir = _writable(Path(str(arguments.output_dir)))
     run = plan_run(model_arguments, data_arguments, arguments)
     with one_sentence(argv, output_dir):
-        publication, *finished = _train(model_arguments, data_arguments, arguments, run)
-    return TrainingResult(output_dir, *finished, publish(publication))
+        publication, metrics, images, samples = _train(model_arguments, data_arguments, arguments, run)
+    return TrainingResult(output_dir, metrics, images, samples, publish(publication))
 
 
 def _train(
@@ -97,7 +97,7 @@ def _train(
     model, processor = build_model(model_arguments, label_names(data.features) if classifying else None, multi_label)
     labels = class_labels if classifying else partial(color_labels, patch_shape=model.config.patch_shape)
     if multi_label:
-        labels = partial(multi_hot_labels, num_labels=model.config.num_labels)
+        labels = partial(multi_hot_labels, num_labels=len(model.config.labels))
     print(choose_attention(model, arguments, model.config.sequence_length))
 
     evaluation = EvaluationTransform(processor, labels)
@@ -119,7 +119,7 @@ def _train(
             data_collator=collate,
             callbacks=[
                 EpochOfAugmentation(training),
-                PatchDropoutSchedule(model.config, model_arguments.patch_dropout_until),
+                PatchDropoutSchedule(model, model_arguments.patch_dropout_until),
             ],
             processing_class=processor,
             provenance=provenance_of(model_arguments, data_arguments, arguments, data.images),
@@ -145,7 +145,8 @@ def _train(
     samples, output_dir = [], Path(str(arguments.output_dir))
     if trainer.is_world_process_zero():
         if classifying:  # the saved weights are whole, which those of a sharded model are not
-            saved = ViTForImageClassification.from_pretrained(output_dir).to(arguments.device)
+            saved: Any = ViTForImageClassification.from_pretrained(output_dir)
+            saved.to(arguments.device)
             shown = "test" if "test" in inputs else "validation"
             samples = save_samples(saved, processor, data.samples(shown), output_dir)
             if not multi_label:

@@ -216,14 +216,14 @@ def _read_files(
     if len({file.suffix.lower() for file in files}) > 1:
         raise InputError(f"{dataset} has files of several kinds, {files[0]} and {files[-1]}; take those of one.")
     builder = _BUILDERS[files[0].suffix.lower()]
-    alone = {"columns": columns} if columns and builder == "parquet" else {}
-    splits: dict[str, Any] = {}
+    alone: dict[str, Any] = {"columns": columns} if columns and builder == "parquet" else {}
+    splits: dict[Any, Any] = {}
     for split, members in _by_split(files, dataset, root).items():
         if not (members := [file for file in members if _has_rows(file, builder)]):
             logger.warning("Split %r of %s has no rows, so it is left out.", split, dataset)
             continue
         with reading(dataset if len(files) == 1 else f"{dataset}, split {split!r}"):
-            splits[split] = load_dataset(  # one at a time: their columns and classes may differ
+            splits[split] = cast(Any, load_dataset)(  # one at a time: their columns and classes may differ
                 builder,
                 data_files=[glob.escape(str(file.resolve())) for file in members],
                 split="train",

@@ -11,12 +11,21 @@ from typing import Any, cast
 import fsspec
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, IterableDatasetDict, Value
 
 from vitrail.modeling import InputError
 from vitrail.training.columns import choose_image, choose_label, encode, label_feature, label_names
 from vitrail.training.data import image_path, require_classes, split_name
-from vitrail.training.labels import Named, class_names, count_classes, is_list, item_of, name_all, name_of
+from vitrail.training.labels import (
+    Named,
+    class_names,
+    count_classes,
+    is_list,
+    item_of,
+    name_all,
+    name_of,
+    require_one_kind,
+)
 from vitrail.training.sources import read_column, read_source, reading
 from vitrail.training.unreadable import SplitTransform, fingerprint
 
@@ -99,22 +108,23 @@ def load_streams(
     first = None if leading is None else _first(leading, dataset)
     if leading is None or first is None:
         raise InputError(f"{dataset} has no rows.")
-    image_column = choose_image(image_column, leading.features, first, dataset)
+    image_column = choose_image(image_column, _known(leading), first, dataset)
     lengths: dict[str, int | None] = {split: _declared_length(rows) for split, rows in splits.items()}
     features, counts = Features({name: Value("int64") for name in ("row", "key")}), {}
     features["image"] = Image(decode=False)
     labels: dict[str, Callable[[dict, int], Any]] = {}
     if labelled:
-        fields = _fields(leading.features, image_column)
+        fields = _fields(_known(leading), image_column)
         label_column = choose_label(label_column, fields, image_column, dataset)
         splits = {split: rows for split, rows in splits.items() if _has_label(rows, label_column, split, dataset)}
         if not splits:
             raise InputError(f"No row of {dataset} has a label in column {label_column!r}.")
-        kinds = {split: _fields(rows.features)[label_column] for split, rows in splits.items()}
+        kinds = {split: _fields(_known(rows))[label_column] for split, rows in splits.items()}
+        require_one_kind(kinds.values(), label_column, dataset)
         declared = all(isinstance(item_of(kind), ClassLabel) for kind in kinds.values())
         named: dict[str, list[Named]] = {}
         if not declared or None in lengths.values():
-            named = _named(dataset, config, revision, label_column, _top(label_column, leading.features), kinds)
+            named = _named(dataset, config, revision, label_column, _top(label_column, _known(leading)), kinds)
         if not (declared or named):
             raise InputError(
                 f"Column {label_column!r} of {dataset} does not say which classes there are, and a stream must know "
@@ -129,9 +139,9 @@ def load_streams(
         counts = {split: count_classes(values, index) for split, values in named.items()}
     rows = {}
     for split, source in splits.items():
-        if image_column not in source.features:
+        if image_column not in _known(source):
             raise InputError(f"Split {split!r} of {dataset} has no column {image_column!r}, as others have.")
-        wanted = dict.fromkeys((image_column, *([_top(label_column, source.features)] if label_column else ())))
+        wanted = dict.fromkeys((image_column, *([_top(label_column, _known(source))] if label_column else ())))
         rows[split] = source.select_columns(list(wanted)).map(
             partial(_row, image_column=image_column, label=labels.get(split), dataset=dataset),
             with_indices=True,
@@ -233,7 +243,8 @@ def samples_of(streams: Streams, split: str, count: int = 64) -> Dataset:
 
 def _sources(dataset: str, config: str | None, revision: str | None) -> dict[str, IterableDataset]:
     splits = {}
-    for split, rows in read_source(dataset, config, revision, streaming=True).items():
+    sources = cast(IterableDatasetDict, read_source(dataset, config, revision, streaming=True))
+    for split, rows in sorted(sources.items(), key=lambda item: item[0] != "train"):  # its order of classes counts
         if rows.features is None:
             raise InputError(f"The columns of {dataset} are not known before it is read; leave out --streaming.")
         splits[split_name(str(split))] = rows.decode(False)  # first of all: of the Hub's folders it undoes a step
@@ -246,8 +257,13 @@ def _first(rows: IterableDataset, dataset: str) -> dict[str, Any] | None:
 
 
 def _declared_length(rows: IterableDataset) -> int | None:
-    infos = rows.info.splits or {}
-    return infos[rows.split].num_examples or None if rows.split in infos else None
+    infos: dict[Any, Any] = rows.info.splits or {}
+    return infos[str(rows.split)].num_examples or None if str(rows.split) in infos else None
+
+
+def _known(rows: IterableDataset) -> Features:
+    """The columns' types, which `_sources` has made sure are known."""
+    return cast(Features, rows.features)
 
 
 def _fields(features: Features, image_column: str = "") -> Features:
@@ -273,7 +289,9 @@ def _value(row: dict[str, Any], column: str) -> Any:
 
 
 def _has_label(rows: IterableDataset, column: str, split: str, dataset: str) -> bool:
-    fields, first = _fields(rows.features), _first(rows, dataset)
+    fields, first = _fields(_known(rows)), _first(rows, dataset)
+    if column in fields and first is not None and split == "train":
+        return True  # a row without a label is then an error, the first one like any other
     if column in fields and first is not None and name_of(_value(first, column), fields[column], split, 0) is not None:
         return True
     logger.warning("The first row of split %r of %s has no label, so the split is left out.", split, dataset)
