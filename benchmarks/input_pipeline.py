@@ -1,8 +1,8 @@
 """How many images a second one core makes into batches for training, from JPEG files and from memory.
 
-python benchmarks/input_pipeline.py [--photos FOLDER] [--rounds 15] [--quality 90]
+python benchmarks/input_pipeline.py [--photos FOLDER] [--rounds 15] [--quality 90] [--crop_scale 0.08]
 
-From bytes to a normalised float batch at 224 pixels, cropped at random (at least 8 % of the area) and mirrored: ours
+From bytes to a normalised float batch at 224 pixels, cropped at random and mirrored: ours
 against the usual way, Pillow and torchvision's transforms on one image after the other. Both take turns, round by
 round, on one thread; times are the processor's, and the ratio is the median of the rounds'. The photographs of the
 folder, or smooth noise without one, are saved as JPEGs of each size first. Then small gray images from memory.
@@ -43,11 +43,11 @@ def photographs(folder: Path | None, size: tuple[int, int], quality: int) -> lis
     return [jpegs[index % len(jpegs)] for index in range(BATCH)]
 
 
-def usual_way(mean: tuple, std: tuple) -> Callable[[list[bytes]], torch.Tensor]:
+def usual_way(least_area: float, mean: list[float], std: list[float]) -> Callable[[list[bytes]], torch.Tensor]:
     """What is commonly written."""
     transform = v2.Compose(
         [
-            v2.RandomResizedCrop(224, scale=(0.08, 1.0)),
+            v2.RandomResizedCrop(224, scale=(least_area, 1.0)),
             v2.RandomHorizontalFlip(),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
@@ -74,13 +74,14 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--quality", type=int, default=90)
+    parser.add_argument("--crop_scale", type=float, default=0.08)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
     processor = ViTImageProcessor()
-    transform = TrainingTransform(processor, DataArguments(dataset="", crop_scale=0.08))
-    usual = usual_way(processor.image_mean, processor.image_std)
+    transform = TrainingTransform(processor, DataArguments(dataset="", crop_scale=arguments.crop_scale))
+    usual = usual_way(arguments.crop_scale, list(processor.image_mean), list(processor.image_std))
     print("| pixels | KB | usual, images/s | ours, images/s | ratio |\n|---|---|---|---|---|")
     for size in SIZES:
         files = photographs(arguments.photos, size, arguments.quality)

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _explain(
         heatmap = out.heatmap[0]
     facts: dict[str, Any] = {"image": str(path), "method": method}
     if out.logits is not None:
-        probabilities = out.logits[0].float().softmax(-1)
+        probabilities = cast("ViTForImageClassification", model).probabilities(out.logits)[0]
         explained = int(probabilities.argmax()) if target is None else target
         facts |= {"label": model.config.labels[explained], "probability": probabilities[explained].item()}
     peak = (heatmap.max() / heatmap.mean().clamp(min=1e-30)).item()  # a class may have nothing for it

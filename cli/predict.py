@@ -22,7 +22,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """Predicts every readable image; an unreadable one is named on stderr, the others go on, and the exit code is 2."""
+    """Predicts every readable image; an unreadable one is named on stderr, the others go on, and the exit code is 2.
+
+    A multi-label model says every class of at least one half, each in a line of its own, or else the likeliest.
+    """
     import torch
     from tqdm import tqdm
 
@@ -48,10 +51,14 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
             continue
         inputs = processor([image for _, image in readable], return_tensors="pt")
         with torch.inference_mode():
-            best = model(**inputs).logits.float().softmax(-1).max(-1)
-        for (path, _), probability, index in zip(readable, best.values.tolist(), best.indices.tolist()):
-            rows.append({"image": str(path), "label": model.config.labels[index], "probability": probability})
-            tqdm.write(f"{path}\t{rows[-1]['label']}\t{probability:.1%}", file=sys.stdout)
+            scores = model.probabilities(model(**inputs).logits).sort(descending=True)
+        for (path, _), probabilities, indices in zip(readable, scores.values.tolist(), scores.indices.tolist()):
+            said = (
+                max(1, sum(probability >= 0.5 for probability in probabilities)) if model.config.is_multi_label else 1
+            )
+            for probability, index in zip(probabilities[:said], indices):
+                rows.append({"image": str(path), "label": model.config.labels[index], "probability": probability})
+                tqdm.write(f"{path}\t{rows[-1]['label']}\t{probability:.1%}", file=sys.stdout)
     if arguments.output:
         _write_table(rows, arguments.output)
     return 2 if unreadable else 0

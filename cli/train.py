@@ -32,14 +32,16 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         tqdm.write(f"vitrail: {stop}", file=sys.stderr)
         return stop.exit_code
     folder, metrics = result.output_dir, result.metrics
-    prefix, split = ("test", "test") if "test_accuracy" in metrics else ("eval", "validation")
+    prefix, split = ("test", "test") if "test_loss" in metrics else ("eval", "validation")
     program = "vitrail" if shutil.which("vitrail") else sys.argv[0]
     if result.samples:
         what, steps = "", [f"predict --model {folder} {result.samples[0]}", f"demo --model {folder}"]
     else:
         what, steps = "corrupted patches of the ", [f"train --model {folder} --dataset LABELLED_IMAGES"]
-    accuracy, images = metrics[f"{prefix}_accuracy"], result.images[split]
-    print(f"\nAccuracy {accuracy:.2%} on the {what}{images:,} images of the {split} split.")
+    measure = "mAP" if f"{prefix}_mAP" in metrics else "accuracy"
+    figure, images = metrics[f"{prefix}_{measure}"], result.images[split]
+    name = {"mAP": "Mean average precision", "accuracy": "Accuracy"}[measure]
+    print(f"\n{name} {figure:.2%} on the {what}{images:,} images of the {split} split.")
     if said := _said(metrics, prefix):
         print(said)
     print(f"The model, its card and its figures are in {folder}. Next:")

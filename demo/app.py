@@ -50,7 +50,7 @@ def build_app(model: str) -> gr.Blocks:
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
         assert out.logits is not None  # a classifier has them
-        scores = dict(zip(labels, out.logits.float().softmax(-1)[0].tolist()))
+        scores = dict(zip(labels, network.probabilities(out.logits)[0].tolist()))
         factor = max(1, -(-_SMALLEST_SIDE // min(image.size)))
         shown = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
         left, upper, right, lower = (factor * edge for edge in processor.seen_region(*image.size))

@@ -232,6 +232,11 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         )
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have any number of the classes, each with a probability of its own."""
+        return self.problem_type == "multi_label_classification"
+
+    @property
     def labels(self) -> list[str]:
         """The classes' names by index, of length K."""
         return [str(label) for _, label in sorted((self.id2label or {}).items())]

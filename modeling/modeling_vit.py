@@ -633,11 +633,13 @@ class ViTForImageClassification(ViTPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W), normalised by `ViTImageProcessor`.
-            labels: class indices (B,), or probabilities (B, num_labels) as mixing augmentations make them.
+            labels: class indices (B,), or probabilities (B, num_labels) as mixing augmentations make them; with
+                `problem_type="multi_label_classification"` the probability of each class by itself, (B, num_labels).
             kwargs: passed to `ViTModel.forward`.
 
         Returns:
-            `logits` (B, num_labels) and, with labels, `loss`, the mean cross-entropy in nats.
+            `logits` (B, num_labels) and, with labels, `loss` in nats: the mean cross-entropy or, of a multi-label
+            model, the mean of every class's binary one.
 
         Raises:
             InputError: the images have other channels or another size than the model reads.
@@ -647,11 +649,21 @@ class ViTForImageClassification(ViTPreTrainedModel):
         if self.distillation_classifier is not None:  # "Training data-efficient image transformers", Section 4
             logits = (logits + self.distillation_classifier(outputs.last_hidden_state[:, 1])) / 2
         return ImageClassifierOutput(
-            loss=None if labels is None else F.cross_entropy(logits, labels),
+            loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of each class, (B, num_labels) float32: they sum to 1, or with a multi-label model stand each for itself."""
+        return logits.float().sigmoid() if self.config.is_multi_label else logits.float().softmax(dim=-1)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        # By the configuration alone: float labels are also what mixing makes of single ones.
+        if self.config.is_multi_label:
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return F.cross_entropy(logits, labels)
 
 
 class ViTBackbone(BackboneMixin, ViTPreTrainedModel):

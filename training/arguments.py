@@ -31,7 +31,11 @@ RECIPE_NAMES = sorted(path.name.removesuffix(".yaml") for path in _RECIPES.iterd
 
 
 # What can be learned, and by which figures the best of a training can be chosen.
-OBJECTIVES = {"classification": ("accuracy", "f1_macro", "loss"), "masked-patch": ("accuracy", "loss")}
+OBJECTIVES = {
+    "classification": ("accuracy", "f1_macro", "loss", "mAP", "f1_micro"),  # the last two of multi-label models alone
+    "masked-patch": ("accuracy", "loss"),
+}
+ON_BAD_IMAGE = ("error", "skip")
 
 _MOST_WORKERS = 8
 POLICIES = ("none", "randaugment", "trivialaugment")
@@ -61,6 +65,9 @@ class ModelArguments:
     patch_dropout_prob: float | None = field(
         default=None, metadata={"help": "The share of an image's patches left out in training."}
     )
+    patch_dropout_until: float = field(
+        default=1.0, metadata={"help": "Leave patches out in this first part of the training; then see them all."}
+    )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Other fields of ViTConfig as JSON, e.g. '{\"num_hidden_layers\": 6}'."}
     )
@@ -79,6 +86,7 @@ class ModelArguments:
     def __post_init__(self):
         _require(self.method in METHODS, f"method must be one of {', '.join(METHODS)}")
         _require(self.method != "lora" or is_peft_available(), "method lora needs PEFT: pip install 'vitrail[lora]'")
+        _require(0 <= self.patch_dropout_until <= 1, "patch_dropout_until must lie between 0 and 1")
         _require(self.lora_rank >= 1, "lora_rank must be at least 1")
         _require(math.isfinite(self.lora_alpha) and self.lora_alpha > 0, "lora_alpha must be a number > 0")
         _require(self.shots >= 1, "shots must be at least 1")
@@ -91,16 +99,31 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "'digits', a Hub data-set id, a folder of images (one sub-folder a class, if classes are learned), "
-            "or parquet/arrow files."
+            "help": "'digits', a Hub data-set id, a folder of images (one sub-folder a class, or a metadata.csv with "
+            "file_name and label), or .parquet, .arrow or .tar files: their folder, paths or globs, between commas."
         }
     )
     dataset_config: str | None = field(default=None, metadata={"help": "The configuration of a Hub data set."})
     dataset_revision: str | None = field(
         default=None, metadata={"help": "The branch, tag or commit of a Hub data set."}
     )
-    image_column: str | None = field(default=None, metadata={"help": "Default: the one column of images."})
-    label_column: str | None = field(default=None, metadata={"help": "Default: the one column of classes."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read Hub data sets and files while they are used, as images in folders always are."},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Draw each image of a stream at random from so many that are held in memory."}
+    )
+    on_bad_image: str = field(
+        default="error",
+        metadata={"help": "What to do about an image that cannot be read: error, or skip, which counts them."},
+    )
+    image_column: str | None = field(
+        default=None, metadata={"help": "Default: the one column of images, of files' bytes, or of their paths."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Default: the one column of classes, or of lists of them."}
+    )
     validation_fraction: float = field(
         default=0.1, metadata={"help": "The share of the training split set aside when there is no validation split."}
     )
@@ -141,6 +164,8 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        _require(self.shuffle_buffer >= 1, "shuffle_buffer must be at least 1")
+        _require(self.on_bad_image in ON_BAD_IMAGE, f"on_bad_image must be one of {', '.join(ON_BAD_IMAGE)}")
         _require(0 < self.validation_fraction < 1, "validation_fraction must lie between 0 and 1")
         _require(self.max_train_samples is None or self.max_train_samples >= 1, "max_train_samples must be at least 1")
         _require(self.max_eval_samples is None or self.max_eval_samples >= 1, "max_eval_samples must be at least 1")
@@ -223,7 +248,7 @@ class ViTTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Processes that prepare images; by default one less than there are cores, at most "
-            f"{_MOST_WORKERS}, and none where all images are decoded ahead."
+            f"{_MOST_WORKERS}, and none where all images are kept decoded, without a policy."
         },
     )
     restart: bool = field(
@@ -232,6 +257,7 @@ class ViTTrainingArguments(TrainingArguments):
     workers_given: bool = field(init=False, default=False)
 
     def __post_init__(self):
+        _require(self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}")
         _require(self.per_device_train_batch_size >= 1, "per_device_train_batch_size must be at least 1")
         _require(self.per_device_eval_batch_size >= 1, "per_device_eval_batch_size must be at least 1")
         _require(math.isfinite(self.learning_rate) and self.learning_rate >= 0, "learning_rate must be a number >= 0")
@@ -268,7 +294,6 @@ class ViTTrainingArguments(TrainingArguments):
             "dataloader_persistent_workers is not supported; the Trainer would measure every split on the first one's "
             "images, and a resumed training would differ",
         )
-        _require(self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}")
         _require(
             self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license) is not None,
             "license must be a name of the Hub's like apache-2.0, cc-by-4.0 or other",
@@ -318,8 +343,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     """The command line, over the recipe, over the defaults.
 
     Without `--recipe`, `--method` and `--dataset digits` take the recipe of that name, a variant to train from scratch
-    takes `scratch-small`, and a checkpoint `finetune`; without `--output_dir`, the run goes to `runs/` and the data
-    set's name.
+    takes `scratch-small` or, to learn without labels, `masked-patch`, and a checkpoint to classify `finetune`; without
+    `--output_dir`, the run goes to `runs/` and the data set's name.
 
     Raises:
         InputError: an unknown flag or recipe, or a value that does not fit.
@@ -353,6 +378,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         training.objective == "classification" or not data.balanced_sampling,
         f"balanced_sampling is for classification; {training.objective} knows no classes",
     )
+    if data.streaming:
+        _require(model.method not in FROZEN, f"method {model.method} keeps features by image; leave out streaming")
+        balanced = "balanced_sampling" if data.balanced_sampling else training.class_weights and "class_weights"
+        _require(not balanced, f"{balanced} counts the images of each class beforehand; leave out streaming")
     if model.method != "full":
         _require(training.objective == "classification", f"method {model.method} is for classification")
         _require(
@@ -392,9 +421,9 @@ def _default_recipe(given: argparse.Namespace) -> str | None:
         return given.method
     if given.model is None:
         return "digits" if given.dataset == "digits" else None
-    if given.model in VARIANTS:
-        return "scratch-small"
-    return "finetune" if given.objective == "classification" else None
+    if given.objective == "masked-patch":
+        return given.objective if given.model in VARIANTS else None
+    return "scratch-small" if given.model in VARIANTS else "finetune"
 
 
 def _read_recipe(name: str, known: set[str]) -> dict:

@@ -136,9 +136,8 @@ class TrainingTransform(EvaluationTransform):
         channels = self.processor.num_channels
         pixels = [read_pixels(image, row, channels) for image, row in zip(rows["image"], rows["row"])]
         shapes = {image.shape for image in pixels}
-        if len(shapes) > 1 or may_be_reduced(*pixels[0].shape[1:], self.size):
-            return None
-        return torch.stack(pixels)
+        _, height, width = pixels[0].shape
+        return None if len(shapes) > 1 or may_be_reduced(height, width, self.size) else torch.stack(pixels)
 
     def _cropped(self, rows: Rows, draws: "Draws") -> torch.Tensor:
         """Random parts of the images at the model's size, (B, C, H, W): torchvision's RandomResizedCrop."""
@@ -148,7 +147,8 @@ class TrainingTransform(EvaluationTransform):
         for index, numbers in enumerate(draws.uniform(_BOX_NUMBERS).T.tolist()):
             choose = partial(crop_box, numbers, self.arguments.crop_scale)
             if isinstance(rows["image"], torch.Tensor):
-                crop = cut(rows["image"][index], choose(*rows["image"].shape[2:]))
+                height, width = rows["image"].shape[2:]
+                crop = cut(rows["image"][index], choose(height, width))
             else:
                 crop = read_crop(rows["image"][index], rows["row"][index], channels, choose, self.size)
             crop = crop.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # the memory that is fastest to resize
@@ -305,8 +305,9 @@ def erased(images: torch.Tensor, probability: float, colour: torch.Tensor, numbe
         numbers: (41, B) of [0, 1): whether, and where.
     """
     images = images.clone()
+    height, width = images.shape[2:]
     for index in np.flatnonzero(numbers[0] < probability):
-        box = random_box(numbers[1:, index].tolist(), *images.shape[2:], _ERASED_SCALE, _ERASED_RATIO)
+        box = random_box(numbers[1:, index].tolist(), height, width, _ERASED_SCALE, _ERASED_RATIO)
         if box is not None:
             cut(images[index], box)[:] = colour
     return images

@@ -17,9 +17,12 @@ from vitrail.training.arguments import ModelArguments
 
 
 def build_model(
-    arguments: ModelArguments, labels: list[str] | None
+    arguments: ModelArguments, labels: list[str] | None, multi_label: bool = False
 ) -> tuple[ViTForImageClassification | ViTForMaskedPatchPrediction, ViTImageProcessor]:
-    """A classifier of these labels, or without any a model for masked patch prediction, and its processor."""
+    """A classifier of these labels, or without any a model for masked patch prediction, and its processor.
+
+    With `multi_label`, an image has any number of the labels, else exactly one.
+    """
     if arguments.model is None:
         raise InputError(f"Say what to train with --model: a Hub id, a folder, or a variant of {', '.join(VARIANTS)}.")
     model_class = ViTForMaskedPatchPrediction if labels is None else ViTForImageClassification
@@ -28,6 +31,7 @@ def build_model(
         fields |= {
             "id2label": dict(enumerate(labels)),
             "label2id": {label: index for index, label in enumerate(labels)},
+            "problem_type": "multi_label_classification" if multi_label else None,
         }
     looks_like_variant = len(arguments.model.split("/")) == 2 and arguments.model.split("/")[1].isdecimal()
     if arguments.model in VARIANTS or (looks_like_variant and not Path(arguments.model).exists()):
@@ -36,8 +40,9 @@ def build_model(
     else:
         model = model_class.from_pretrained(arguments.model, **fields)
         processor = ViTImageProcessor.from_pretrained(arguments.model)
-        before = ViTConfig.from_pretrained(arguments.model, image_size=model.config.image_size).labels
-        if isinstance(model, ViTForImageClassification) and before != model.config.labels:
+        before = ViTConfig.from_pretrained(arguments.model, image_size=model.config.image_size)
+        same = (before.labels, before.is_multi_label) == (model.config.labels, model.config.is_multi_label)
+        if isinstance(model, ViTForImageClassification) and not same:
             model.reset_head()  # which may have had as many classes, but others or in another order
     if processor.num_channels != model.config.num_channels:
         raise InputError(

@@ -1,18 +1,20 @@
 """Images from anywhere, in one form: splits with the columns `image`, `row` and, if wanted, `label`."""
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+import logging
+from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError
-from PIL import Image as PILImage
+from datasets import Dataset, DatasetDict, Features, Image, Value
 
 from vitrail.modeling import InputError
+from vitrail.training.columns import choose_image, choose_label, encode, is_multi_label, label_feature, label_names
+from vitrail.training.labels import class_names, is_list, name_all
+from vitrail.training.sources import read_source, reading, source_folder
 
 
-_BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
+logger = logging.getLogger(__name__)
+
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
 
@@ -33,7 +35,8 @@ def load_images(
     Raises:
         InputError: there is no such data set, no images in it, or no column that can be the image.
     """
-    return _images(_read(dataset, config, revision), image_column, dataset)
+    images, _, _ = _read(dataset, config, revision, image_column)
+    return images
 
 
 def load_splits(
@@ -47,42 +50,57 @@ def load_splits(
 
     Args:
         dataset: "digits" (scikit-learn's 1,797 images of 8x8 pixels, a fifth of them held out as `validation`), a Hub
-            data set's id, a folder (one sub-folder of images a class; parquet, arrow or webdataset files; the output
-            of `save_to_disk`), or one parquet or arrow file.
+            data set's id, a folder (one sub-folder of images a class; images and a `metadata.csv`, `.jsonl` or
+            `.parquet` with their `file_name` and label; parquet, arrow or webdataset files; the output of
+            `save_to_disk`), or such files: a path, a glob, or several of either between commas.
         config: the configuration of a Hub data set.
         revision: its branch, tag or commit.
-        image_column: the column of images; by default the only one there is.
-        label_column: the column of classes; by default the only `ClassLabel`, else `label` or `labels`, else the only
-            column of strings, booleans or integers.
+        image_column: the column of images, of their bytes or of their paths; by default the only one there is.
+        label_column: the column of classes, or of lists of classes; by default the only `ClassLabel`, else the one
+            named `label`, `class` or the like, else the only column of strings, booleans or integers. A field of a
+            column is written `column.field`.
 
     Returns:
-        splits with the columns `image` (undecoded), `label` (one `ClassLabel` for all splits) and `row` (the position
-        in the split as it was read, from 0). A split without labels is left out.
+        splits with the columns `image` (undecoded), `label` (one `ClassLabel` for all splits, or `List` of it) and
+        `row` (the position in the split as it was read, from 0). A split without rows or labels is left out.
 
     Raises:
-        InputError: there is no such data set, no images in it, or no column that can be the image or the label.
+        InputError: there is no such data set, no images in it, no column that can be the image or the label, or a
+            row whose label is missing or no class.
     """
-    splits = _read(dataset, config, revision)
-    features = next(iter(splits.values())).features
-    images = _images(splits, image_column, dataset)
-    label_column = _choose(label_column, _label_candidates(features), "label", features, dataset)
-    if not isinstance(features[label_column], (ClassLabel, Value)):
-        raise InputError(f"Column {label_column!r} of {dataset} does not hold one class per image.")
-
-    labels = {split: _class_names(rows, label_column) for split, rows in splits.items()}
-    labels = {split: values for split, values in labels.items() if any(value is not None for value in values)}
-    if not labels:
+    images, image_column, tables = _read(dataset, config, revision, image_column)
+    tables = {split: rows.flatten() if _has_fields(rows.features) else rows for split, rows in tables.items()}
+    label_column = choose_label(label_column, tables[_leading(tables)].features, image_column, dataset)
+    features = {split: rows.features[label_column] for split, rows in tables.items() if label_column in rows.features}
+    if len({is_list(feature) for feature in features.values()}) > 1:
+        raise InputError(f"Column {label_column!r} of {dataset} holds lists of classes in some splits, not in others.")
+    named = {split: name_all(tables[split][label_column][:], feature, split) for split, feature in features.items()}
+    for split in tables:
+        if not any(labels is not None for labels in named.get(split, ())):
+            logger.warning("No row of split %r of %s has a label, so it is left out.", split, dataset)
+            named.pop(split, None)
+    if not named:
         raise InputError(f"No row of {dataset} has a label in column {label_column!r}.")
-    for split, values in labels.items():
-        if None in values:
+    for split, labels in named.items():
+        if None in labels:
+            row = labels.index(None)
+            path = (images[split][row]["image"] or {}).get("path")
             raise InputError(
-                f"Row {values.index(None)} of split {str(split)!r} of {dataset} has no label; remove such rows."
+                f"Row {row:,} of split {split!r} of {dataset}{f' ({path})' if path else ''} has no label; remove such "
+                "rows."
             )
-    names = _ordered_names([splits[split].features[label_column] for split in labels], labels.values())
+    named = dict(sorted(named.items(), key=lambda item: item[0] != _leading(named)))  # its order of classes counts
+    names = class_names([features[split] for split in named], named.values(), dataset)
+    feature = label_feature(names, multi_label=is_list(features[next(iter(named))]))
     index = {name: position for position, name in enumerate(names)}
-    label = ClassLabel(names=[str(name) for name in names])
-    indices = {split_name(str(split)): [index[value] for value in values] for split, values in labels.items()}
-    return DatasetDict({split: images[split].add_column("label", indices[split], feature=label) for split in indices})
+    return DatasetDict(
+        {
+            split: images[split].add_column(
+                "label", cast(Any, [encode(each, index) for each in labels]), feature=feature
+            )
+            for split, labels in named.items()
+        }
+    )
 
 
 def split_name(split: str) -> str:
@@ -91,144 +109,125 @@ def split_name(split: str) -> str:
 
 
 def with_validation(splits: DatasetDict, fraction: float, seed: int) -> tuple[DatasetDict, str | None]:
-    """Makes sure that there is a `validation` split beside `train`.
+    """Makes sure that there is a `validation` split beside `train`, and that what they ask can be learned.
 
     Args:
         splits: the output of `load_splits` or `load_images`.
-        fraction: in (0, 1), the share of `train` to set aside when there is none; of labelled images, the same in every
-            class.
+        fraction: in (0, 1), the share of `train` to set aside when there is none; of images with one label each, the
+            same in every class.
         seed: decides which images those are.
 
     Returns:
         the splits, and a sentence that says what was set aside (None when nothing was).
 
     Raises:
-        InputError: there is no `train` split, or it is too small to be divided.
+        InputError: there is no `train` split, it is too small to be divided, it has fewer than two classes, or not all
+            those that the other splits have.
     """
     if "train" not in splits:
         raise InputError(f"The data set has no split 'train'; its splits are {', '.join(map(str, splits))}.")
-    if "validation" in splits:
-        return splits, None
     train = splits["train"]
     labelled = "label" in train.features
     if labelled:
-        names = train.features["label"].names
-        counts = np.bincount(train["label"], minlength=len(names))
-        if 1 in counts:
-            raise InputError(
-                f"Class {names[int(np.argmax(counts == 1))]!r} has one image, too few for a validation split; "
-                "add images of it, or give the data set a validation split."
-            )
+        require_classes(train.features, {str(split): class_counts(rows) for split, rows in splits.items()})
+    if "validation" in splits:
+        return splits, None
+    stratified = labelled and not is_multi_label(train.features)
+    if stratified and 1 in (counts := class_counts(train)):
+        raise InputError(
+            f"Class {label_names(train.features)[int(np.argmax(counts == 1))]!r} has one image, too few for a "
+            "validation split; add images of it, or give the data set a validation split."
+        )
     try:
-        parts = train.train_test_split(fraction, stratify_by_column="label" if labelled else None, seed=seed)
+        parts = train.train_test_split(fraction, stratify_by_column="label" if stratified else None, seed=seed)
     except ValueError as error:
         raise InputError(
             f"{len(train)} training images are too few to set {fraction:.0%} of them aside"
-            f"{' with every class among them' if labelled else ''}; raise --validation_fraction, or give the data set "
-            "a validation split."
+            f"{' with every class among them' if stratified else ''}; raise --validation_fraction, or give the data "
+            "set a validation split."
         ) from error
     said = (
         f"There is no validation split: {len(parts['test']):,} of {len(train):,} training images are set aside for it "
-        f"({'stratified' if labelled else 'at random'}, seed {seed})."
+        f"({'stratified' if stratified else 'at random'}, seed {seed})."
     )
     return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]}), said
 
 
-def _read(dataset: str, config: str | None, revision: str | None) -> DatasetDict:
-    if dataset == "digits":
-        return _digits()
-    path = Path(dataset)
-    if path.is_file() and path.suffix not in _BUILDERS:
-        raise InputError(f"{dataset} is neither a folder nor a {' or '.join(_BUILDERS)} file.")
-    if path.is_dir() and not any(file.is_file() for file in path.rglob("*")):
-        raise InputError(
-            f"The folder {dataset} is empty; it should hold images, with a sub-folder for every class if any."
-        )
-    try:
-        if path.is_file():
-            loaded = load_dataset(_BUILDERS[path.suffix], data_files=str(path))
-        elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            loaded = load_from_disk(path)
+def class_counts(rows: Dataset) -> np.ndarray:
+    """How many images of each class there are, (K,)."""
+    labels = rows["label"][:]
+    indices = [index for label in labels for index in label] if is_multi_label(rows.features) else labels
+    return np.bincount(np.array(indices, dtype=np.int64), minlength=len(label_names(rows.features)))
+
+
+def require_classes(features: Features, counts: Mapping[str, np.ndarray]) -> None:
+    """Makes sure that there is something to learn, and that all that is asked for later can be.
+
+    Args:
+        features: of the splits, with `label`.
+        counts: the images of each class, (K,), of the splits, `train` among them.
+
+    Raises:
+        InputError: the training images are of fewer than two classes, or not of one that another split has.
+    """
+    names, multi_label, train = label_names(features), is_multi_label(features), counts["train"]
+    if np.count_nonzero(train) < 2 and not multi_label:
+        raise InputError(f"All training images are of the class {names[train.argmax()]!r}; there must be another.")
+    for split, held_out in counts.items():
+        for missing in np.flatnonzero((held_out > 0) & (train == 0)):
+            sentence = f"The class {names[missing]!r} is in the split {split!r}, but no training image has it"
+            if not multi_label:
+                raise InputError(f"{sentence}; add images of it to the split 'train', or remove those.")
+            logger.warning("%s.", sentence)
+
+
+def _leading(splits: Mapping[str, Any]) -> str:
+    """The split whose columns are those that are looked for in all."""
+    return "train" if "train" in splits else next(iter(splits))
+
+
+def _has_fields(features: Features) -> bool:
+    return any(isinstance(feature, dict) for feature in features.values())
+
+
+def _read(
+    dataset: str, config: str | None, revision: str | None, image_column: str | None
+) -> tuple[DatasetDict, str, dict[str, Dataset]]:
+    """The images of all splits with rows, the name of their column, and all other columns."""
+    splits: dict[str, Dataset] = {}
+    for split, rows in cast(DatasetDict, read_source(dataset, config, revision)).items():
+        name = split_name(str(split))
+        if len(rows):
+            splits[str(split) if name in splits else name] = rows
         else:
-            loaded = load_dataset(str(path.resolve()) if path.exists() else dataset, config, revision=revision)
-    except (OSError, ValueError, DatasetGenerationError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
-        raise InputError(f"Cannot read the data set {dataset}: {reason}.") from error
-    return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
+            logger.warning("Split %r of %s has no rows, so it is left out.", str(split), dataset)
+    if not splits:
+        raise InputError(f"{dataset} has no rows.")
+    leading = splits[_leading(splits)]
+    first = leading.with_format("arrow")[:1].to_pylist()[0]
+    column = choose_image(image_column, leading.features, first, dataset)
+    for split, rows in splits.items():
+        if column not in rows.features:
+            raise InputError(
+                f"Split {split!r} of {dataset} has no column {column!r}, as others have; it has "
+                f"{', '.join(rows.features)}."
+            )
+    images = DatasetDict({split: _images(rows, column, dataset) for split, rows in splits.items()})
+    return images, column, {split: rows.remove_columns(column) for split, rows in splits.items()}
 
 
-def _digits() -> DatasetDict:
-    from sklearn.datasets import load_digits  # slow to import, and wanted for this data set alone
-    from sklearn.model_selection import train_test_split
-
-    digits: Any = load_digits()
-    images = [PILImage.fromarray((image * (255 / 16)).astype(np.uint8)) for image in digits.images]  # 17 levels of ink
-    parts = train_test_split(images, digits.target.tolist(), test_size=0.2, stratify=digits.target, random_state=0)
-    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
-    train, validation = (
-        Dataset.from_dict({"image": images, "label": labels}, features=features)
-        for images, labels in ((parts[0], parts[2]), (parts[1], parts[3]))
-    )
-    return DatasetDict({"train": train, "validation": validation})
+def _images(rows: Dataset, column: str, dataset: str) -> Dataset:
+    rows = rows.select_columns(column).rename_columns({column: "image"} if column != "image" else {})
+    feature = rows.features["image"]
+    with reading(dataset):
+        if isinstance(feature, Value) and "string" in feature.dtype:
+            paths = [None if path is None else image_path(path, dataset) for path in rows["image"][:]]
+            rows = Dataset.from_dict({"image": paths}, features=Features({"image": Image()}))
+        rows = rows.cast_column("image", Image(decode=False))
+    return rows.add_column("row", cast(Any, np.arange(len(rows))), feature=Value("int64"))
 
 
-def _images(splits: DatasetDict, image_column: str | None, dataset: str) -> DatasetDict:
-    features = next(iter(splits.values())).features
-    image_column = _choose(image_column, _image_candidates(features), "image", features, dataset)
-    if not isinstance(features[image_column], Image):
-        raise InputError(f"Column {image_column!r} of {dataset} does not hold images.")
-    return DatasetDict(
-        {
-            split_name(str(split)): rows.select_columns(image_column)
-            .rename_columns({image_column: "image"})
-            .cast_column("image", Image(decode=False))
-            .add_column("row", np.arange(len(rows)), feature=Value("int64"))
-            for split, rows in splits.items()
-        }
-    )
-
-
-def _choose(wanted: str | None, candidates: list[str], kind: str, features: Features, dataset: str) -> str:
-    if wanted is None and len(candidates) == 1:
-        return candidates[0]
-    if wanted is not None and wanted in features:
-        return wanted
-    columns = ", ".join(features)
-    if wanted is not None:
-        raise InputError(f"{dataset} has no column {wanted!r}; its columns are {columns}.")
-    if kind == "label" and list(features) == ["image"] and Path(dataset).is_dir():
-        raise InputError(f"The images of {dataset} have no classes; give each of two or more classes a sub-folder.")
-    problem = f"more than one {kind} column" if candidates else f"no {kind} column"
-    raise InputError(f"{dataset} has {problem}; its columns are {columns}: choose one with --{kind}_column.")
-
-
-def _image_candidates(features: Features) -> list[str]:
-    return [name for name, feature in features.items() if isinstance(feature, Image)]
-
-
-def _label_candidates(features: Features) -> list[str]:
-    classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    named = [name for name in ("label", "labels") if name in features]
-    plain = [
-        name
-        for name, feature in features.items()
-        if isinstance(feature, Value) and feature.dtype.startswith(("string", "large_string", "bool", "int", "uint"))
-    ]
-    return next((found for found in (classes, named, plain) if found), [])
-
-
-def _class_names(rows: Dataset, column: str) -> list:
-    """The class of every row, by name where the column has names; None where there is none."""
-    if column not in rows.features:
-        return [None] * len(rows)
-    feature, values = rows.features[column], rows[column][:]
-    if isinstance(feature, ClassLabel):
-        return [None if value in (None, -1) else feature.names[value] for value in values]
-    return values
-
-
-def _ordered_names(features: list, splits: Iterable[list]) -> list:
-    """All classes: in the order that the splits declare them, or sorted."""
-    if isinstance(features[0], ClassLabel):
-        return list(dict.fromkeys(name for feature in features for name in feature.names))
-    return sorted({value for values in splits for value in values})
+def image_path(path: str, dataset: str) -> str:
+    """Where the image lies that a table names: beside the table, or from here."""
+    beside = source_folder(dataset) / path
+    return str(beside) if "://" not in path and beside.exists() else path

@@ -111,7 +111,8 @@ def _content(image: dict | None, row: int) -> tuple[bytes, str]:
 
 def _upright_shape(picture: Image.Image, orientation: int) -> tuple[int, int]:
     """Height and width once it is turned."""
-    return picture.size if orientation in (5, 6, 7, 8) else picture.size[::-1]
+    width, height = picture.size
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def _pixels(picture: Image.Image, num_channels: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from vitrail.training.arguments import ViTTrainingArguments, usable_cores
+from vitrail.training.arguments import DataArguments, ViTTrainingArguments, usable_cores
 from vitrail.training.augmentation import Rows
 
 
@@ -51,7 +51,7 @@ class Batches:
             rows = cast(Rows, self.rows[keys])
         else:
             rows = {name: [values[key] for key in keys] for name, values in self._columns.items()}
-            rows["image"] = self.kept[torch.tensor(keys)]
+            rows |= {"image": self.kept[torch.tensor(keys)]}
         return self.transform(rows | {"key": keys})
 
     def keep(self) -> None:
@@ -83,8 +83,10 @@ def collate(batch: Any) -> Any:
     return batch if isinstance(batch, dict) else default_data_collator(batch)
 
 
-def settle_input(arguments: ViTTrainingArguments, training: Batches, validation: Batches) -> str:
-    """Keeps in memory what fits, and does without workers where that is enough.
+def settle_input(
+    arguments: ViTTrainingArguments, variations: DataArguments, training: Batches, validation: Batches
+) -> str:
+    """Keeps in memory what fits, and does without workers, unless they were asked for, where that is enough.
 
     Returns:
         a sentence that says how images come to the model.
@@ -94,8 +96,8 @@ def settle_input(arguments: ViTTrainingArguments, training: Batches, validation:
     """
     for batches in (training, validation):
         batches.keep()
-    if training.kept is not None and not arguments.workers_given:
-        arguments.dataloader_num_workers = 0  # what is left to do takes less than handing it to another process
+    if training.kept is not None and variations.policy == "none" and not arguments.workers_given:
+        arguments.dataloader_num_workers = 0  # whole batches are varied in less time than processes take to start
     workers = arguments.dataloader_num_workers
     kept = [batches.kept for batches in (training, validation) if batches.kept is not None]
     count, megabytes = sum(map(len, kept)), sum(pixels.nbytes for pixels in kept) / 1e6

@@ -53,7 +53,7 @@ def save_confusions(judgements: Judgements, labels: Sequence[str], output_dir: P
 def save_mistakes(
     model: ViTForImageClassification,
     processor: ViTImageProcessor,
-    rows: Dataset,
+    rows: Dataset | None,
     judgements: Judgements,
     output_dir: Path,
 ) -> str | None:
@@ -62,18 +62,18 @@ def save_mistakes(
     Args:
         model: the classifier, with its classes' names.
         processor: its own.
-        rows: n images, undecoded, with the `label` of each.
+        rows: n images, undecoded, with the `label` of each; None of a stream, whose images are gone.
         judgements: of these images.
         output_dir: where the file goes; one of an earlier training is removed.
 
     Returns:
-        the file's name, or None if there are no mistakes.
+        the file's name, or None if there are no mistakes to show.
     """
     path = output_dir / "worst_mistakes.png"
     path.unlink(missing_ok=True)
     worst = (-judgements.losses).argsort(kind="stable")
     worst = worst[(judgements.predictions != judgements.references)[worst]][:_SAMPLES]
-    if not len(worst):
+    if rows is None or not len(worst):
         return None
     _looked_at(model, processor, rows, worst)[1].savefig(path, dpi=_DPI)
     return path.name
@@ -194,18 +194,27 @@ def _looked_at(
     model.eval()
     out = attention_rollout(model, processor(images, return_tensors="pt").pixel_values.to(model.device))
     assert out.logits is not None  # a classifier has them
-    probabilities = out.logits.float().softmax(-1).cpu()
-    best, true = probabilities.max(-1), probabilities.gather(-1, torch.tensor(found["label"])[:, None])[:, 0]
+    probabilities = model.probabilities(out.logits).cpu()
+    best, regions = probabilities.max(-1), [processor.seen_region(*image.size) for image in images]
+    if model.config.is_multi_label:
+        said = [_listed(labels, row.nonzero().flatten().tolist()) for row in probabilities >= 0.5]
+        truths = [_listed(labels, classes) for classes in found["label"]]
+        return images, predictions_figure(images, out.heatmap, said, best.values.tolist(), truths, regions)
+    true = probabilities.gather(-1, torch.tensor(found["label"])[:, None])[:, 0]
     figure = predictions_figure(
         images,
         out.heatmap,
         [labels[index] for index in best.indices],
         best.values.tolist(),
         [labels[label] for label in found["label"]],
-        [processor.seen_region(*image.size) for image in images],
+        regions,
         true.tolist(),
     )
     return images, figure
+
+
+def _listed(labels: Sequence[str], classes: Sequence[int]) -> str:
+    return ", ".join(labels[index] for index in sorted(classes)) or "none"
 
 
 def _save_sample(image: Image.Image, path: Path) -> Path:

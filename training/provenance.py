@@ -26,7 +26,7 @@ _LEARNING = {
 # Of ours those that change nothing, or that have a place of their own in the card.
 _ELSEWHERE = {
     *("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "license", "model"),
-    *("objective", "recipe", "validation_fraction"),
+    *("objective", "on_bad_image", "recipe", "shuffle_buffer", "validation_fraction"),
 }
 _LICENSE_FIELDS = ("license", "license_name", "license_link")
 

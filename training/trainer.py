@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
@@ -31,6 +32,7 @@ class ViTTrainer(ResumableTrainer):
         pictures: the files beside the card that show what these weights do.
         method: rows of the card on how they came about, where that was not by training all of them.
         remark: sentences of the card on the results.
+        evaluated_images: how many the last evaluation met, which of a stream nobody knows beforehand.
         weight_average: while it trains with `ema_decay`; afterwards the model's weights are the average.
     """
 
@@ -46,6 +48,7 @@ class ViTTrainer(ResumableTrainer):
         self.method: dict[str, str] = {}
         self.remark = ""
         self._evaluated: Any = None
+        self.evaluated_images = 0
         self.weight_average: WeightAverage | None = None
         self._initial_weights: dict[str, torch.Tensor] | None = None
         if self.args.fsdp and not self.is_fsdp_enabled:
@@ -81,6 +84,15 @@ class ViTTrainer(ResumableTrainer):
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
         outputs = model(**inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        """As the Trainer's, but that `dataloader_drop_last` is of training: an evaluation is of every image."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def _inner_training_loop(self, batch_size: int | None = None, args: Any = None, **kwargs) -> TrainOutput:
         """All batch sizes that `auto_find_batch_size` tries begin with the same weights, and nothing else is left."""
@@ -119,9 +131,11 @@ class ViTTrainer(ResumableTrainer):
         return Judgements(*self._evaluated)
 
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
-        with self.weight_average.applied() if self.weight_average else nullcontext():
+        # Compiling for evaluation, and for the sizes of last batches, would take longer than it saves.
+        uncompiled = torch.compiler.set_stance("force_eager") if self.args.torch_compile else nullcontext()
+        with uncompiled, self.weight_average.applied() if self.weight_average else nullcontext():
             output = super().evaluation_loop(*args, **kwargs)
-        self._evaluated = output.predictions
+        self._evaluated, self.evaluated_images = output.predictions, cast(int, output.num_samples)
         return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

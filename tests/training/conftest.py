@@ -8,6 +8,15 @@ import pytest
 from PIL import Image
 
 
+@pytest.fixture(scope="session", autouse=True)
+def hardware_without_bfloat16():
+    """What is compared to the last digits is computed in float32 on every machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("arguments", "evaluation"):
+            patch.setattr(f"vitrail.training.{module}.has_fast_bf16", lambda use_cpu: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """48 JPEGs of two kinds that anybody can tell apart: `bright/` and `dark/`."""

@@ -1,11 +1,16 @@
 """Data sets of every form become the same columns; bad ones are named in one sentence."""
 
+from pathlib import Path
+
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PILImage
 
 from vitrail.modeling import InputError
+from vitrail.training.columns import label_names
 from vitrail.training.data import load_images, load_splits, with_validation
 
 
@@ -19,7 +24,11 @@ def table(labels, feature, count=6, **columns):
 
 
 def names_and_labels(splits, split="train"):
-    return splits[split].features["label"].names, splits[split]["label"][:]
+    return label_names(splits[split].features), splits[split]["label"][:]
+
+
+def L(dtype):
+    return datasets.List(datasets.Value(dtype))
 
 
 def test_digits_are_split_by_fifths_alike_in_every_class_and_every_time():
@@ -46,9 +55,13 @@ def test_image_folder(image_folder):
         (["b", "a", "b", "a", "c", "b"], datasets.Value("string"), ["a", "b", "c"], [1, 0, 1, 0, 2, 1]),
         ([True, False, True, True, False, True], datasets.Value("bool"), ["False", "True"], [1, 0, 1, 1, 0, 1]),
         ([10, 2, 10, 2, 7, 7], datasets.Value("int32"), ["2", "7", "10"], [2, 0, 2, 0, 1, 1]),
+        ([10.0, 2, 10, 2, 7, 7], datasets.Value("float64"), ["2", "7", "10"], [2, 0, 2, 0, 1, 1]),
+        (["010", "2", "010", "2", "7", "7"], datasets.Value("string"), ["2", "7", "010"], [2, 0, 2, 0, 1, 1]),
+        ([["b"], ["b", "a"], [], ["a"], ["a", "a"], ["b"]], L("string"), ["a", "b"], [[1], [1, 0], [], [0], [0], [1]]),
+        ([[1], [3, 1], [], [3], [3], [1]], L("int16"), ["1", "3"], [[0], [1, 0], [], [1], [1], [0]]),
         ([1, 0, 1, 1, 0, 0], datasets.ClassLabel(names=["no", "yes"]), ["no", "yes"], [1, 0, 1, 1, 0, 0]),
     ],
-    ids=["strings", "booleans", "integers", "classes"],
+    ids=["strings", "booleans", "integers", "floats", "digits", "lists of strings", "lists of integers", "classes"],
 )
 def test_labels_of_every_type_become_classes(tmp_path, labels, feature, names, indices):
     path = tmp_path / "rows.parquet"
@@ -141,7 +154,7 @@ def test_one_image_cannot_be_split(tmp_path):
         (lambda path: None, "Cannot read the data set .*"),
         (lambda path: path.mkdir(), "is empty; it should hold images, with a sub-folder for every class if any"),
         (lambda path: (path.mkdir(), (path / "notes.txt").write_text("hello")), "has no image column; its columns are"),
-        (lambda path: path.write_text("hello"), r"is neither a folder nor a \.parquet or \.arrow file"),
+        (lambda path: path.write_text("hello"), r"is neither a folder nor a \.parquet, \.arrow or \.tar file"),
     ],
     ids=["nothing", "empty folder", "folder of text", "text file"],
 )
@@ -178,7 +191,7 @@ def test_splits_that_count_their_classes_differently_are_matched_by_name(tmp_pat
 def test_columns_that_cannot_be_labels_are_named(tmp_path):
     rows = table(["a", "b"] * 3, datasets.Value("string"))
     rows.to_parquet(tmp_path / "rows.parquet")
-    with pytest.raises(InputError, match=r"Column 'picture' of .* does not hold one class per image"):
+    with pytest.raises(InputError, match=r"Column 'picture' of .* does not hold classes, but the images"):
         load_splits(str(tmp_path / "rows.parquet"), label_column="picture")
     table([None] * 6, datasets.Value("string")).to_parquet(tmp_path / "blank.parquet")
     with pytest.raises(InputError, match=r"No row of .* has a label in column 'kind'"):
@@ -186,3 +199,122 @@ def test_columns_that_cannot_be_labels_are_named(tmp_path):
     bare = datasets.DatasetDict({"train": rows, "test": rows.remove_columns("kind")})
     bare.save_to_disk(tmp_path / "bare")
     assert list(load_splits(str(tmp_path / "bare"))) == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "message"),
+    [
+        (
+            [0.5, 1, 2, 0, 1, 2],
+            datasets.Value("float32"),
+            "Row 0 of split 'train' has the label 0.5, which is no class",
+        ),
+        (
+            [0, 1, float("inf"), 0, 1, 0],
+            datasets.Value("float32"),
+            "Row 2 of split 'train' has the label inf, which is",
+        ),
+        ([0, 1, float("nan"), 0, 1, 0], datasets.Value("float32"), "Row 2 of split 'train' of .* has no label"),
+        (["a", "b", " ", "a", "b", "a"], datasets.Value("string"), "Row 2 of split 'train' of .* has no label"),
+        ([[0], None, [1], [0], [1], [1]], L("int64"), "Row 1 of split 'train' of .* has no label"),
+        ([[0], [1, None], [1], [0], [1], [1]], L("int64"), "Row 1 of split 'train' lists a class that is empty"),
+        ([[0, 0], [0, 1]] * 3, L("int64"), "labels of split 'train' are lists of 2 zeros and ones; list the classes"),
+        ([0, 1] * 3, datasets.Value("timestamp[s]"), r"Column 'kind' of .* does not hold classes, but timestamp"),
+    ],
+)
+def test_labels_that_are_no_classes_are_named(tmp_path, labels, feature, message):
+    path = tmp_path / "rows.parquet"
+    table(labels, feature).to_parquet(path)
+    with pytest.raises(InputError, match=message):
+        load_splits(str(path), label_column="kind")
+
+
+def test_names_of_files_are_no_classes(tmp_path):
+    table([f"{index}.png" for index in range(30)], datasets.Value("string"), count=30).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    with pytest.raises(
+        InputError, match=r"are 30 different values of 30, 0\.png for one: hardly classes; choose another"
+    ):
+        load_splits(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("form", ["bytes and path", "bytes", "paths"])
+def test_images_of_tables_that_know_no_images(tmp_path, form):
+    contents = []
+    for index in range(4):
+        PILImage.new("L", (4, 4), 40 * index).save(tmp_path / f"{index}.png")
+        contents.append((tmp_path / f"{index}.png").read_bytes())
+    (tmp_path / "tables").mkdir()
+    images = {
+        "bytes and path": [{"bytes": content, "path": "x"} for content in contents],
+        "bytes": contents,
+        "paths": [f"../{index}.png" for index in range(4)],
+    }[form]
+    pq.write_table(pa.table({"picture": images, "kind": ["a", "b"] * 2}), tmp_path / "tables" / "rows.parquet")
+    splits = load_splits(str(tmp_path / "tables" / "rows.parquet"))
+    read = [image["bytes"] or Path(image["path"]).read_bytes() for image in splits["train"]["image"]]
+    assert (read, names_and_labels(splits)) == (contents, (["a", "b"], [0, 1, 0, 1]))
+
+
+def test_files_are_given_by_glob_or_one_by_one(tmp_path):
+    for name in ("train-0", "train-1", "test [x]", "other", "one more"):
+        table(["a", "b"] * 3, datasets.Value("string")).to_parquet(tmp_path / f"{name}.parquet")
+    splits = load_splits(f"{tmp_path}/t*.parquet")
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 12, "test": 6}
+    assert len(load_splits(f"{tmp_path}/other.parquet, {tmp_path}/one*")["train"]) == 12
+    with pytest.raises(InputError, match=r"There is no file .*/none\*"):
+        load_splits(f"{tmp_path}/none*")
+    with pytest.raises(InputError, match=r"names a split and one more\.parquet does not; rename it, or"):
+        load_splits(str(tmp_path))
+
+
+def test_splits_may_have_other_columns_and_none(tmp_path, caplog):
+    rows = table([0, 1] * 3, datasets.ClassLabel(names=["no", "yes"]))
+    rows.to_parquet(tmp_path / "train.parquet")
+    table(["yes"] * 6, datasets.Value("string"), place=["x"] * 6).to_parquet(tmp_path / "test.parquet")
+    rows.select([]).to_parquet(tmp_path / "validation.parquet")
+    splits = load_splits(str(tmp_path), label_column="kind")
+    assert names_and_labels(splits, "test") == (["no", "yes"], [1] * 6)
+    assert [f"Split 'validation' of {tmp_path} has no rows, so it is left out."] == caplog.messages
+    rows.remove_columns("picture").to_parquet(tmp_path / "test.parquet")
+    with pytest.raises(InputError, match=r"Split 'test' of .* has no column 'picture', as others have; it has kind"):
+        load_splits(str(tmp_path), label_column="kind")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (
+            ["a", "b"],
+            ["a", "c"],
+            "The class 'c' is in the split 'test', but no training image has it; add images of it",
+        ),
+        (["a", "a"], ["a", "a"], "All training images are of the class 'a'; there must be another"),
+    ],
+)
+def test_what_cannot_be_learned_is_named(tmp_path, train, test, message):
+    for split, labels in (("train", train), ("test", test)):
+        table(labels * 3, datasets.Value("string")).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(InputError, match=message):
+        with_validation(load_splits(str(tmp_path)), 0.5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"Cannot read the data set .*rows\.parquet: Parquet file size is 0 bytes"),
+        (b"x" * 99, r"Cannot read the data set .*rows\.parquet: Parquet magic bytes not found"),
+        (None, r"rows\.parquet has more than one column 'kind'"),
+    ],
+    ids=["empty", "noise", "columns of one name"],
+)
+def test_damaged_tables_are_one_sentence(tmp_path, content, message):
+    path = tmp_path / "rows.parquet"
+    if content is None:
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["kind", "kind"]), path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_splits(str(path))
+    assert "\n" not in str(caught.value)

@@ -96,8 +96,8 @@ def test_a_part_that_will_be_shrunk_may_come_smaller(photograph, name):
             tvF.resize(pixels, list(size), antialias=True).float() for pixels in (part, cut(whole, Box(*choose(0, 0))))
         )
         error = (ours - theirs).abs().mean()
-        assert error < 4  # of 255: half a reduced pixel beside it
-        assert (ours.flip(-1) - theirs).abs().mean() > 5 * error
+        assert error < 8  # of 255: its edges are half a reduced pixel away
+        assert (ours.flip(-1) - theirs).abs().mean() > 4 * error
 
 
 def test_no_part_comes_smaller_than_it_will_be():

@@ -141,8 +141,10 @@ def test_what_is_kept_needs_no_workers_unless_they_are_asked_for(monkeypatch, tm
     for rows, more, said, workers in (
         (small, [], "Input: 40 decoded images stay in memory (0 MB), no workers.", 0),
         (small, ["--dataloader_num_workers", "1"], "stay in memory (0 MB), 1 worker.", 1),
+        (small, ["--policy", "randaugment"], "stay in memory (0 MB), 3 workers.", 3),
         (large, [], "Input: 20 decoded images stay in memory (0 MB), 3 workers.", 3),
     ):
-        arguments = parse_arguments([*flags, *more])[2]
-        assert settle_input(arguments, batches_of(rows, CROPPED), batches_of(rows, None)).endswith(said)
+        _, variations, arguments = parse_arguments([*flags, *more])
+        training, validation = batches_of(rows, CROPPED), batches_of(rows, None)
+        assert settle_input(arguments, variations, training, validation).endswith(said)
         assert arguments.dataloader_num_workers == workers

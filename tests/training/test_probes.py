@@ -228,7 +228,7 @@ def test_features_are_computed_once(pretrained, image_folder, tmp_path, monkeypa
         model.vit.layernorm.bias.data += weight
         transform = EvaluationTransform(processor)
         images = Batches(rows, transform, transform.still)
-        arguments = parse_arguments(["--dataset", "x", "--output_dir", str(tmp_path), "--bf16", "false", *flags])[2]
+        arguments = parse_arguments(["--dataset", "x", "--output_dir", str(tmp_path), *flags])[2]
         provenance = Provenance("x", None, None, None, {})
         kwargs = {"train_dataset": images, "eval_dataset": images, "data_collator": collate}
         kwargs |= {"processing_class": processor, "provenance": provenance}

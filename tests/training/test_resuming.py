@@ -52,7 +52,7 @@ def flags(image_folder) -> list[str]:
         *("--dataset", str(image_folder), "--validation_fraction", "0.25", "--logging_steps", "3"),
         *("--num_train_epochs", "3", "--per_device_train_batch_size", "8", "--learning_rate", "1e-2"),
         *("--metric_for_best_model", "accuracy", "--save_total_limit", "99"),
-        *("--disable_tqdm", "true"),
+        *("--disable_tqdm", "true", "--bf16", "false"),
     ]
 
 

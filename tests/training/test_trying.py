@@ -41,8 +41,9 @@ def test_patience_ends_a_run_also_a_resumed_one(image_folder, tiny_flags, tmp_pa
     flags = [*tiny_flags, "--dataset", str(image_folder), "--early_stopping_patience", "2", "--learning_rate", "0"]
     flags += ["--save_total_limit", "9", "--num_train_epochs", "6"]
     assert train([*flags, "--output_dir", str(tmp_path / "through")]).metrics["epoch"] == 3
-    second = sorted((tmp_path / "through").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))[1]
-    shutil.copytree(second, tmp_path / "again" / second.name)
+    checkpoints = sorted((tmp_path / "through").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    for checkpoint in checkpoints[:2]:  # the best, and the one to go on from
+        shutil.copytree(checkpoint, tmp_path / "again" / checkpoint.name)
     again = train([*flags, "--output_dir", str(tmp_path / "again"), "--resume_from_checkpoint", "last"])
     assert again.metrics["epoch"] == 3
 
