@@ -213,11 +213,11 @@ class ViTTrainingArguments(TrainingArguments):
         default=1.0, metadata={"help": "The learning rate of a layer is this share of the next one's; 1 is no decay."}
     )
     muon_learning_rate: float | None = field(
-        default=None, metadata={"help": "Train the matrices of the layers by Muon at this rate, 0.02 for example."}
+        default=None, metadata={"help": "Train the matrices of the layers by Muon at this rate, 0.02 say; 0: not."}
     )
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "Evaluate and keep a moving average of the weights, with this decay, 0.999 say."},
+        metadata={"help": "Evaluate and keep a moving average of the weights, with this decay, 0.999 say; 0: do not."},
     )
     class_weights: str | None = field(
         default=None, metadata={"help": "'balanced' lets every class count alike in the training loss."}
@@ -263,10 +263,12 @@ class ViTTrainingArguments(TrainingArguments):
         _require(math.isfinite(self.learning_rate) and self.learning_rate >= 0, "learning_rate must be a number >= 0")
         _require(0 < self.layer_lr_decay <= 1, "layer_lr_decay must be more than 0 and at most 1")
         _require(
-            self.muon_learning_rate is None or (math.isfinite(self.muon_learning_rate) and self.muon_learning_rate > 0),
-            "muon_learning_rate must be a number > 0",
+            math.isfinite(self.muon_learning_rate or 0) and (self.muon_learning_rate or 0) >= 0,
+            "muon_learning_rate must be a number >= 0",
         )
-        _require(self.ema_decay is None or 0 <= self.ema_decay < 1, "ema_decay must be at least 0 and less than 1")
+        self.muon_learning_rate = self.muon_learning_rate or None
+        self.ema_decay = self.ema_decay or None
+        _require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay must be at least 0 and less than 1")
         _require(
             self.ema_decay is None or not OptimizerNames(self.optim).value.startswith("schedule_free"),
             "ema_decay does not go with a schedule-free --optim, which averages the weights itself",
