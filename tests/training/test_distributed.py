@@ -49,7 +49,7 @@ def flags(image_folder, tiny_flags):
         *tiny_flags,
         *("--dataset", str(image_folder), "--max_train_samples", "40", "--max_steps", "5", "--bf16", "false"),
         *("--validation_fraction", "0.15", "--learning_rate", "1e-3", "--eval_strategy", "no", "--save_strategy", "no"),
-        *("--ema_decay", "0", "--muon_learning_rate", "0"),
+        *("--ema_decay", "0", "--muon_learning_rate", "0", "--patch_dropout_prob", "0"),
     ]
 
 
