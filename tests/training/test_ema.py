@@ -114,7 +114,6 @@ def test_the_best_checkpoint_is_an_average_and_is_what_is_left(tiny_model, tmp_p
 
 def test_a_checkpoint_without_an_average_is_where_it_starts(tiny_model, tmp_path):
     trainer_of(tiny_model, tmp_path, "--ema_decay", "0", "--max_steps", "4").train()
-    (tmp_path / "checkpoint-4" / "raw_weights.safetensors").unlink()
     trainer = trainer_of(tiny_model, tmp_path, "--max_steps", "5", "--load_best_model_at_end", "false")
     weights = Weights()
     trainer.add_callback(weights)
