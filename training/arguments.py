@@ -319,8 +319,6 @@ class ViTTrainingArguments(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16(self.use_cpu)
         self.use_cpu |= not torch.accelerator.is_available()  # or TrainingArguments takes bfloat16 for a GPU's alone
-        if patience is not None:
-            self.restore_callback_states_from_checkpoint = True  # or a resumed run would lose its patience later
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # there are none, and looking for them costs time in every step
         self.remove_unused_columns = False  # rows become tensors lazily, after the Trainer would look for its columns

@@ -85,6 +85,7 @@ class Muon(torch.optim.Optimizer):
         return [group for group in self.param_groups if group["muon"] == muon]
 
     @torch.no_grad()
+    # torch declares it as two overloads, with a closure and without.
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None
         if closure is not None:

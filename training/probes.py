@@ -83,7 +83,7 @@ class ProbeTrainer(ViTTrainer):
 
     def fit(self) -> dict[str, float]:
         """Puts a fitted head into the model; returns what there is to say of it, for `all_results.json`."""
-        raise NotImplementedError
+        raise NotImplementedError  # each probe has its own
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer does, on the split's features."""

@@ -134,7 +134,7 @@ class ResumableTrainer(Trainer):
         weights = Path(resume_from_checkpoint) / "model.safetensors"
         if weights.is_file():
             try:
-                with safe_open(weights, framework="pt") as file:
+                with safe_open(weights, framework="pt") as file:  # which has keys, but is no mapping
                     saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             except SafetensorError as error:
                 raise InputError(f"{weights} is damaged: {error}.") from error
