@@ -63,7 +63,8 @@ def _said(metrics: dict[str, Any], prefix: str) -> str:
     said = [f"Macro-F1 {metrics[f'{prefix}_f1_macro']:.2%}"]
     if f"{prefix}_top5_accuracy" in metrics:
         said.append(f"top-5 {metrics[f'{prefix}_top5_accuracy']:.2%}")
-    said.append(f"calibration error {metrics[f'{prefix}_calibration_error']:.2%}")
+    if f"{prefix}_calibration_error" in metrics:
+        said.append(f"calibration error {metrics[f'{prefix}_calibration_error']:.2%}")
     hardest = min(recalls, key=lambda name: recalls[name])
     if recalls[hardest] < 1:
         said.append(f"hardest class {hardest!r}, {recalls[hardest]:.0%} of it right")

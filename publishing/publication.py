@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
     HTTPError,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import get_session, validate_repo_id
 from huggingface_hub.utils import logging as hub_logging
-from huggingface_hub.utils import validate_repo_id
 
 from vitrail.publishing.errors import PublishingError
 from vitrail.publishing.merging import merged_card, named_after
@@ -35,6 +35,7 @@ Result = TypeVar("Result")
 
 _WAITS = (1, 2, 4, 8)  # seconds between attempts at what may pass by itself
 _PATIENCE = 60  # seconds after which no further attempt begins; the client has its own for single requests, of 23
+_SILENCE = 60  # seconds for which the Hub may say nothing
 _PASSING = {408, 409, 412, 425, 429}  # and all from 500
 _DEFAULT_MESSAGE = "Upload a model with Vitrail"
 
@@ -91,7 +92,7 @@ class Publication:
         Raises:
             PublishingError: it cannot, for a reason that will not go away by itself.
         """
-        with _quiet_client():
+        with _own_client():
             try:
                 self._check_arguments()
                 return replace(self, repository=_insist(self._open))
@@ -113,7 +114,7 @@ class Publication:
             self._check_arguments()
             files = model_files(self.folder)
             check_reload(self.folder, files)
-            with _quiet_client():
+            with _own_client():
                 repository = _insist(self._open)
                 return _insist(lambda: self._commit(repository, files))
         except (_Trouble, OSError) as error:
@@ -239,11 +240,15 @@ def _read(card: Path) -> str:
 
 
 @contextmanager
-def _quiet_client():
-    """Without the client's remarks on attempts that failed; ours say what has to be known."""
-    verbosity = hub_logging.get_verbosity()
+def _own_client():
+    """The client without its remarks on attempts that failed, for ours say what has to be known, and with an end to
+    its waiting, which it has for few requests.
+    """
+    verbosity, session = hub_logging.get_verbosity(), get_session()
+    timeout, session.timeout = session.timeout, _SILENCE
     hub_logging.set_verbosity_error()
     try:
         yield
     finally:
+        session.timeout = timeout
         hub_logging.set_verbosity(verbosity)

@@ -6,9 +6,10 @@ A client finds it by HF_ENDPOINT=address HF_TOKEN=hf_alice HF_HUB_DISABLE_XET=1 
 sets live in memory as long as it runs. The tests' own door, which the real Hub does not have:
 
     POST   /test/faults    {"method": "PUT", "path": "regex", "times": 2, "status": 503}, or "drop": true for a
-                           connection that breaks after the first bytes; without "times", for ever
+                           connection that breaks after the first bytes, or "silent": true for no answer at all;
+                           without "times", for ever
     DELETE /test/faults    no more of them
-    GET    /test/log       [method, path, status] of all requests; -1 where the connection was dropped
+    GET    /test/log       [method, path, status] of all requests; -1 where there was no answer
 """
 
 import base64
@@ -323,6 +324,11 @@ class Request(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.body = self._read_body()
+        if fault and fault.get("silent"):
+            self.hub.log.append((self.command, url.path, -1))
+            self.rfile.read(1)  # until the client is tired of waiting
+            self.close_connection = True
+            return
         try:
             if fault:
                 raise Refusal(fault["status"], "as the test has ordered")

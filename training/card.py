@@ -35,6 +35,7 @@ _METRICS = {
     "calibration_error": ("Calibration error", "expected-calibration-error"),
     "loss": ("Loss", "loss"),
 }
+_CLASS_COLUMNS = {"average_precision": "average precision", "precision": "precision", "recall": "recall", "f1": "F1"}
 _SHOWN_CLASSES = 10  # above which the table of classes is folded
 _MOST_CLASSES = 200  # in that table
 _LETTERS = 100  # of a name in the text
@@ -120,6 +121,16 @@ _OBJECTIVES = {
         limits="It was tested on the splits above and on nothing else: not on images from other sources, not on ones "
         "that show none of its classes, for which it names one all the same, and not for fairness or against attacks.",
     ),
+    "multi-label": _Objective(
+        task="image-classification",
+        pipeline="image-classification",
+        purpose="A Vision Transformer that says of each of {classes:,} classes whether an image has it; an image may "
+        "have several or none. Its scores are sigmoids, each a probability by itself; precision, recall and F1 are "
+        "measured at one half.",
+        explanation="![Held-out images, what the model says and where it looked](samples_with_rollout.png)",
+        limits="It was tested on the splits above and on nothing else: not on images from other sources, and not for "
+        "fairness or against attacks.",
+    ),
     "masked-patch": _Objective(
         task="masked-image-modeling",
         pipeline="image-feature-extraction",
@@ -131,12 +142,6 @@ _OBJECTIVES = {
         "sources, and not at any task that it may be fine-tuned for.",
     ),
 }
-
-
-_MULTI_LABEL = (
-    "A Vision Transformer that says of each of {classes:,} classes whether an image has it; an image may have several "
-    "or none. Its scores are sigmoids, each a probability by itself; F1 is measured at one half."
-)
 
 
 def model_card(
@@ -163,21 +168,23 @@ def model_card(
         pictures: the files beside the card, of `confusion_matrix.png` and `worst_mistakes.png`, that are shown.
         remote_code: whether stock transformers needs the code in the folder to load it.
     """
-    config, objective = model.config, _OBJECTIVES[arguments.objective]
-    purpose = _MULTI_LABEL if config.problem_type == "multi_label_classification" else objective.purpose
+    config = model.config
+    objective = _OBJECTIVES["multi-label" if config.is_multi_label else arguments.objective]
     assert arguments.output_dir is not None  # parse_arguments sees to it
     folder = Path(arguments.output_dir).resolve()
     location = arguments.hub_model_id or str(folder)
     name = _plain((arguments.hub_model_id or folder.name).split("/")[-1]) or "model"
     splits = [prefix for prefix in _SPLITS if f"{prefix}_loss" in metrics]
     results = [_results(splits, provenance, metrics), _weights(arguments, state, splits) + (remark and f" {remark}")]
+    if splits and f"{splits[-1]}_calibration_error" in metrics:
+        results.append(_calibration(splits[-1], metrics))
     if splits and f"{splits[-1]}_per_class" in metrics:
-        results += [_calibration(splits[-1], metrics), _classes(splits[-1], metrics)]
+        results.append(_classes(splits[-1], metrics))
     results += [f"![{_PICTURES[file].format(split=_SPLITS[splits[-1]])}]({file})" for file in pictures]
     text = _TEXT.format(
         metadata=_metadata(name, objective, provenance, splits, metrics, model.model_tags or []),
         name=_markdown(name),
-        purpose=purpose.format(classes=config.num_labels),
+        purpose=objective.purpose.format(classes=config.num_labels),
         explanation=objective.explanation,
         origin=_origin(provenance),
         results="\n\n".join(results),
@@ -291,9 +298,10 @@ def _classes(prefix: str, metrics: dict[str, Any]) -> str:
         hardest = sorted(shown, key=lambda name: (classes[name]["f1"] is None, classes[name]["f1"] or 0.0))
         shown = hardest[:_MOST_CLASSES]
         title = f"The {_MOST_CLASSES} classes of lowest F1 on the {_SPLITS[prefix]} split; all are in all_results.json"
-    rows = [["class", "precision", "recall", "F1", "images"]]
+    columns = [name for name in _CLASS_COLUMNS if name in classes[shown[0]]]
+    rows = [["class", *(_CLASS_COLUMNS[name] for name in columns), "images"]]
     for name in shown:
-        figures = (classes[name][figure] for figure in ("precision", "recall", "f1"))
+        figures = (classes[name][column] for column in columns)
         told = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
         rows.append([_markdown(name), *told, f"{classes[name]['support']:,}"])
     if len(shown) > _SHOWN_CLASSES:

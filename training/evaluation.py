@@ -19,8 +19,8 @@ from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProc
 from vitrail.training.augmentation import EvaluationTransform, class_labels
 from vitrail.training.columns import is_multi_label, label_feature, label_names
 from vitrail.training.data import load_splits, split_name
-from vitrail.training.metrics import Judgements, class_results, compute_metrics, judge
-from vitrail.training.multi_label import compute_multi_label_metrics, multi_hot_labels
+from vitrail.training.metrics import Judgements, compute_metrics, judge
+from vitrail.training.multi_label import compute_multi_label_metrics, multi_hot_labels, results_by_class
 from vitrail.training.pictures import save_confusions, save_mistakes
 from vitrail.training.precision import choose_attention, has_fast_bf16
 from vitrail.training.sources import is_streamable
@@ -45,8 +45,8 @@ def evaluate(
         dataset: anything that `load_splits` reads.
         split: by default `test`, else `validation`.
         batch_size: images at a time.
-        output: a folder for `evaluation.json`, which has the figures of each class too, and for the pictures; of a
-            multi-label model there are neither, of a stream no single images.
+        output: a folder for `evaluation.json`, which has the figures of each class too, and for the pictures, of
+            which there are none of a multi-label model, and no single images of a stream.
         streaming: whether to read Hub data sets and files while they are used.
         on_bad_image: "error", or "skip", which counts what was left out as `skipped_images_` and the split.
         source: `config`, `revision`, `image_column` and `label_column`, as `load_splits` takes them.
@@ -110,11 +110,10 @@ def evaluate(
     if on_bad_image == "skip":
         metrics[f"skipped_images_{split}"] = len(left_out)
     if output is not None:
-        whole = metrics
+        classes = results_by_class(evaluated, network.config)
+        whole = metrics | {f"eval_{name}": figures for name, figures in classes.items()}
         if not multi_label:
             judgements = Judgements(*evaluated.predictions)
-            classes = class_results(judgements, network.config.labels)
-            whole = metrics | {f"eval_{name}": figures for name, figures in classes.items()}
             save_confusions(judgements, network.config.labels, output)
             save_mistakes(network, processor, rows, judgements, output)
         (output / "evaluation.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")

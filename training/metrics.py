@@ -126,10 +126,7 @@ def class_results(judgements: Judgements, labels: Sequence[str]) -> dict[str, di
     columns = precision_recall_fscore_support(
         references, judgements.predictions, labels=range(len(names)), zero_division=cast(Any, np.nan)
     )
-    per_class = {
-        name: {"precision": _figure(precision), "recall": _figure(recall), "f1": _figure(f1), "support": int(support)}
-        for name, precision, recall, f1, support in zip(names, *cast(Any, columns))
-    }
+    per_class = by_class(labels, dict(zip(("precision", "recall", "f1", "support"), cast(Any, columns))))
     confusion: dict[str, dict[str, int]] = {name: {} for name in names}
     pairs, counts = np.unique(np.stack([references, judgements.predictions]), axis=1, return_counts=True)
     for truth, prediction, count in zip(*pairs.tolist(), counts.tolist()):
@@ -137,8 +134,10 @@ def class_results(judgements: Judgements, labels: Sequence[str]) -> dict[str, di
     return {"per_class": per_class, "confusion_matrix": confusion}
 
 
-def _figure(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def by_class(labels: Sequence[str], columns: dict[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
+    """Columns (K,) as a dictionary for each class's name, with None for NaN."""
+    figures = [[None if np.isnan(value) else value.item() for value in column] for column in columns.values()]
+    return {name: dict(zip(columns, row)) for name, row in zip(_distinct(labels), zip(*figures))}
 
 
 def _distinct(labels: Sequence[str]) -> list[str]:

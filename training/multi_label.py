@@ -1,5 +1,6 @@
 """Images with any number of classes: their labels as 0 and 1 for each, and what an evaluation measures of them."""
 
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score
 from transformers import EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
-from vitrail.modeling import InputError
+from vitrail.modeling import InputError, ViTConfig
 from vitrail.training.arguments import ViTTrainingArguments
+from vitrail.training.metrics import Judgements, by_class, class_results
 
 
 _FEATURES = datasets.Features(
@@ -37,9 +40,8 @@ class MeanAveragePrecision(evaluate.Metric):
         return evaluate.MetricInfo(description=str(self.__doc__), citation="", features=_FEATURES)
 
     def _compute(self, predictions, references) -> dict[str, float]:
-        scores, truth = np.array(predictions), np.array(references)
-        precisions = [average_precision_score(truth[:, k], scores[:, k]) for k in np.flatnonzero(truth.any(axis=0))]
-        return {"mAP": float(np.mean(precisions)) if precisions else 0.0}
+        precisions = _average_precisions(np.array(predictions), np.array(references))
+        return {"mAP": 0.0 if np.isnan(precisions).all() else float(np.nanmean(precisions))}
 
 
 class MultiLabelF1(evaluate.Metric):
@@ -70,6 +72,34 @@ def compute_multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
     decided = (logits > 0).astype(np.float32)  # where the sigmoid is above one half
     results |= {"loss": float(np.mean(np.logaddexp(0, logits) - logits * references))}  # binary cross-entropy
     return results | (MultiLabelF1(keep_in_memory=True).compute(predictions=decided, references=references) or {})
+
+
+def multi_label_class_results(logits: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> dict[str, dict]:
+    """`class_results` of logits and labels (n, K): for each class `average_precision` too, and no confusion matrix."""
+    decided, support = (logits > 0).sum(axis=0), references.sum(axis=0).astype(int)
+    right = ((logits > 0) * references).sum(axis=0)
+    with np.errstate(invalid="ignore"):  # where there is nothing to divide by
+        columns = {
+            "average_precision": _average_precisions(logits, references),
+            "precision": right / decided,
+            "recall": right / support,
+            "f1": 2 * right / (decided + support),
+            "support": support,
+        }
+    return {"per_class": by_class(labels, columns)}
+
+
+def results_by_class(evaluated: EvalLoopOutput | PredictionOutput, config: ViTConfig) -> dict[str, dict]:
+    """`class_results` of what an evaluation kept of its images: `Judgements`, or a multi-label model's logits."""
+    if config.is_multi_label:
+        references = np.asarray(evaluated.label_ids)
+        return multi_label_class_results(np.asarray(evaluated.predictions), references, config.labels)
+    return class_results(Judgements(*evaluated.predictions), config.labels)
+
+
+def _average_precisions(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Of each class, (K,); NaN of one without an image."""
+    return np.array([average_precision_score(t, s) if t.any() else np.nan for s, t in zip(scores.T, truth.T)])
 
 
 def with_metric(arguments: ViTTrainingArguments, multi_label: bool) -> ViTTrainingArguments:

@@ -207,7 +207,7 @@ class FewShotTrainer(ProbeTrainer):
 
     def __init__(self, *, shots: int, draws: int, **kwargs: Any):
         super().__init__(**kwargs)
-        if self.model.config.problem_type == "multi_label_classification":
+        if self.model.config.is_multi_label:
             raise InputError("few-shot draws images class by class, which takes images with one label each.")
         self.shots, self.seeds = shots, range(self.args.seed, self.args.seed + draws)
         self._fitted: list[LinearHead] = []
@@ -230,6 +230,7 @@ class FewShotTrainer(ProbeTrainer):
     ) -> dict[str, float]:
         """Also the accuracy of every draw's head, their mean and, of several, half the width of its 95 % interval."""
         metrics = super().evaluate(eval_dataset, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        del metrics[f"{metric_key_prefix}_calibration_error"]  # of what are no probabilities
         held_out = self.features_of(cast(Batches, self.eval_dataset if eval_dataset is None else eval_dataset))
         features = held_out.features.double()
         hits = [(head(features).argmax(1) == held_out.labels).double().mean().item() for head in self._fitted]

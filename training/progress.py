@@ -28,8 +28,8 @@ def draw_bars_on_terminals_alone() -> None:
 class Progress(TrainerCallback):
     """How far a training is, its loss, images/s and the time left; and the figures of every evaluation.
 
-    On a terminal that is a bar with the figures above it, elsewhere a line for each log and evaluation, on stdout. With
-    `--disable_tqdm` there is nothing.
+    On a terminal that is a bar with the figures above it; elsewhere, and with `--disable_tqdm`, a line for each log and
+    evaluation, on stdout.
     """
 
     def __init__(self):
@@ -59,7 +59,7 @@ class Progress(TrainerCallback):
         if self._bar is not None:
             self._bar.close()  # a batch too large for the memory has made the training begin anew
             self._bar = None
-        if _speaks(args, state) and sys.stdout.isatty():
+        if _draws(args, state):
             self._bar = tqdm(
                 total=state.max_steps,
                 initial=state.global_step,
@@ -88,7 +88,7 @@ class Progress(TrainerCallback):
         eval_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        if not _speaks(args, state) or not sys.stdout.isatty() or not has_length(eval_dataloader):
+        if not _draws(args, state) or not has_length(eval_dataloader):
             return
         if self._evaluation_bar is None:
             self._evaluation_bar = tqdm(
@@ -114,7 +114,7 @@ class Progress(TrainerCallback):
         if self._evaluation_bar is not None:
             self._evaluation_bar.close()
             self._evaluation_bar = None
-        if not _speaks(args, state):
+        if not state.is_world_process_zero:
             return
         if "loss" in logs:
             self._loss = f"loss {logs['loss']:.4g}, "
@@ -146,8 +146,8 @@ class Progress(TrainerCallback):
         return f"{_position(state)}, {self._loss}{rate}, {tqdm.format_interval(seconds)} left"
 
 
-def _speaks(args: TrainingArguments, state: TrainerState) -> bool:
-    return state.is_world_process_zero and not args.disable_tqdm
+def _draws(args: TrainingArguments, state: TrainerState) -> bool:
+    return state.is_world_process_zero and not args.disable_tqdm and sys.stdout.isatty()
 
 
 def _position(state: TrainerState) -> str:

@@ -29,8 +29,13 @@ from vitrail.training.interruption import one_sentence
 from vitrail.training.loading import collate
 from vitrail.training.lora import LoraTrainer
 from vitrail.training.loss import ClassificationLoss, balanced_class_weights
-from vitrail.training.metrics import class_results, compute_metrics, judge
-from vitrail.training.multi_label import compute_multi_label_metrics, multi_hot_labels, with_metric
+from vitrail.training.metrics import Judgements, compute_metrics, judge
+from vitrail.training.multi_label import (
+    compute_multi_label_metrics,
+    multi_hot_labels,
+    results_by_class,
+    with_metric,
+)
 from vitrail.training.patch_dropout import PatchDropoutSchedule
 from vitrail.training.pictures import save_confusions, save_mistakes, save_samples
 from vitrail.training.precision import choose_attention
@@ -130,14 +135,14 @@ def _train(
 
     metrics = dict(trainer.train(resume_from_checkpoint=run.begin(given)).metrics)
     held_out = {"validation": "eval", "test": "test"}
-    evaluated = {}
+    counted = {}
     for split in [split for split in held_out if split in inputs]:  # the last is the one that the pictures show
         metrics |= trainer.evaluate(inputs[split], metric_key_prefix=held_out[split])
-        evaluated[split] = trainer.evaluated_images
-        if classifying and not multi_label:
-            classes = class_results(trainer.judgements, model.config.labels)
+        counted[split] = trainer.evaluated.num_samples
+        if classifying:
+            classes = results_by_class(trainer.evaluated, model.config)
             metrics |= {f"{held_out[split]}_{name}": figures for name, figures in classes.items()}
-    data.count(evaluated)
+    data.count(counted)
     metrics |= {f"skipped_images_{split}": count for split, count in data.skipped.items()}
     trainer.results = metrics
     trainer.save_model()
@@ -150,8 +155,9 @@ def _train(
             shown = "test" if "test" in inputs else "validation"
             samples = save_samples(saved, processor, data.samples(shown), output_dir)
             if not multi_label:
-                confusions = save_confusions(trainer.judgements, model.config.labels, output_dir)
-                mistakes = save_mistakes(saved, processor, data.rows(shown), trainer.judgements, output_dir)
+                judgements = Judgements(*trainer.evaluated.predictions)
+                confusions = save_confusions(judgements, model.config.labels, output_dir)
+                mistakes = save_mistakes(saved, processor, data.rows(shown), judgements, output_dir)
                 trainer.pictures = [confusions, mistakes] if mistakes else [confusions]
         trainer.create_model_card()
         end_run(output_dir, metrics)

@@ -1,7 +1,7 @@
 """Data sets that are read while they are used, of a length that may be unknown."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -103,51 +103,43 @@ def load_streams(
         InputError: there is no such data set, it has no column that can be the image or the label, or its classes
             cannot be known without reading all of it.
     """
-    splits = _sources(dataset, config, revision)
+    source = dataset, config, revision
+    splits = _sources(*source)
     leading = splits["train"] if "train" in splits else next(iter(splits.values()), None)
     first = None if leading is None else _first(leading, dataset)
     if leading is None or first is None:
         raise InputError(f"{dataset} has no rows.")
     image_column = choose_image(image_column, _known(leading), first, dataset)
-    lengths: dict[str, int | None] = {split: _declared_length(rows) for split, rows in splits.items()}
-    features, counts = Features({name: Value("int64") for name in ("row", "key")}), {}
-    features["image"] = Image(decode=False)
-    labels: dict[str, Callable[[dict, int], Any]] = {}
-    if labelled:
-        fields = _fields(_known(leading), image_column)
-        label_column = choose_label(label_column, fields, image_column, dataset)
-        splits = {split: rows for split, rows in splits.items() if _has_label(rows, label_column, split, dataset)}
-        if not splits:
-            raise InputError(f"No row of {dataset} has a label in column {label_column!r}.")
-        kinds = {split: _fields(_known(rows))[label_column] for split, rows in splits.items()}
-        require_one_kind(kinds.values(), label_column, dataset)
-        declared = all(isinstance(item_of(kind), ClassLabel) for kind in kinds.values())
-        named: dict[str, list[Named]] = {}
-        if not declared or None in lengths.values():
-            named = _named(dataset, config, revision, label_column, _top(label_column, _known(leading)), kinds)
-        if not (declared or named):
-            raise InputError(
-                f"Column {label_column!r} of {dataset} does not say which classes there are, and a stream must know "
-                "them beforehand; leave out --streaming."
-            )
-        names = class_names(kinds.values(), named.values(), dataset)
-        features["label"] = label_feature(names, multi_label=is_list(next(iter(kinds.values()))))
-        index = {name: position for position, name in enumerate(names)}
-        for split, kind in kinds.items():
-            labels[split] = partial(_label, column=label_column, feature=kind, split=split, names=index)
-        lengths |= {split: len(values) for split, values in named.items()}
-        counts = {split: count_classes(values, index) for split, values in named.items()}
-    rows = {}
-    for split, source in splits.items():
-        if image_column not in _known(source):
-            raise InputError(f"Split {split!r} of {dataset} has no column {image_column!r}, as others have.")
-        wanted = dict.fromkeys((image_column, *([_top(label_column, _known(source))] if label_column else ())))
-        rows[split] = source.select_columns(list(wanted)).map(
-            partial(_row, image_column=image_column, label=labels.get(split), dataset=dataset),
-            with_indices=True,
-            remove_columns=list(wanted),
+    features = Features({"row": Value("int64"), "key": Value("int64"), "image": Image(decode=False)})
+    lengths = {split: _declared_length(rows) for split, rows in splits.items()}
+    if not labelled:
+        rows = {split: _rows(rows, image_column, split, dataset) for split, rows in splits.items()}
+        return Streams(dataset, rows, features, lengths, {})
+    label_column = choose_label(label_column, _fields(_known(leading), image_column), image_column, dataset)
+    splits = {split: rows for split, rows in splits.items() if _has_label(rows, label_column, split, dataset)}
+    if not splits:
+        raise InputError(f"No row of {dataset} has a label in column {label_column!r}.")
+    kinds = {split: _fields(_known(rows))[label_column] for split, rows in splits.items()}
+    require_one_kind(kinds.values(), label_column, dataset)
+    named: dict[str, list[Named]] = {}
+    declared = all(isinstance(item_of(kind), ClassLabel) for kind in kinds.values())
+    if not declared or any(lengths[split] is None for split in splits):
+        named = _named(source, label_column, _top(label_column, _known(leading)), kinds)
+    if not (declared or named):
+        raise InputError(
+            f"Column {label_column!r} of {dataset} does not say which classes there are, and a stream must know "
+            "them beforehand; leave out --streaming."
         )
-    return Streams(dataset, rows, features, {split: lengths[split] for split in rows}, counts)
+    names = class_names(kinds.values(), named.values(), dataset)
+    features["label"] = label_feature(names, multi_label=is_list(next(iter(kinds.values()))))
+    index = {name: position for position, name in enumerate(names)}
+    rows = {
+        split: _rows(rows, image_column, split, dataset, _Label(label_column, kinds[split], split, index))
+        for split, rows in splits.items()
+    }
+    lengths = {split: len(named[split]) if split in named else lengths[split] for split in splits}
+    counts = {split: count_classes(values, index) for split, values in named.items()}
+    return Streams(dataset, rows, features, lengths, counts)
 
 
 def hold_out(streams: Streams, fraction: float, images: int | None) -> tuple[Streams, str | None]:
@@ -299,11 +291,11 @@ def _has_label(rows: IterableDataset, column: str, split: str, dataset: str) -> 
 
 
 def _named(
-    dataset: str, config: str | None, revision: str | None, column: str, top: str, kinds: dict[str, Any]
+    source: tuple[str, str | None, str | None], column: str, top: str, kinds: dict[str, Any]
 ) -> dict[str, list[Named]]:
     """The labels of all splits, where reading them is cheap."""
-    named = {}
-    for split, rows in (read_column(dataset, config, revision, top) or {}).items():
+    dataset, named = source[0], {}
+    for split, rows in (read_column(*source, top) or {}).items():
         split = split_name(str(split))
         if split in kinds:
             with reading(dataset):
@@ -316,16 +308,37 @@ def _named(
     return named
 
 
-def _label(row: dict[str, Any], index: int, column: str, feature: Any, split: str, names: dict[str, int]) -> Any:
-    named = name_of(_value(row, column), feature, split, index)
-    if named is None:
-        raise InputError(f"Row {index:,} of split {split!r} has no label; remove such rows.")
-    return encode(named, names)
+@dataclass(frozen=True)
+class _Label:
+    """What reads the label of a split's rows, by the column's type and the classes' names."""
+
+    column: str
+    kind: Any
+    split: str
+    index: dict[str, int]
+
+    def of(self, row: dict[str, Any], number: int) -> int | list[int]:
+        named = name_of(_value(row, self.column), self.kind, self.split, number)
+        if named is None:
+            raise InputError(f"Row {number:,} of split {self.split!r} has no label; remove such rows.")
+        return encode(named, self.index)
 
 
-def _row(row: dict[str, Any], index: int, image_column: str, label: Any, dataset: str) -> dict[str, Any]:
+def _rows(
+    rows: IterableDataset, image_column: str, split: str, dataset: str, label: _Label | None = None
+) -> IterableDataset:
+    """The rows of `Streams`."""
+    columns = _known(rows)
+    if image_column not in columns:
+        raise InputError(f"Split {split!r} of {dataset} has no column {image_column!r}, as others have.")
+    wanted = {image_column} if label is None else {image_column, _top(label.column, columns)}
+    made = partial(_row, image_column=image_column, label=label, dataset=dataset)
+    return rows.select_columns(sorted(wanted)).map(made, with_indices=True, remove_columns=sorted(wanted))
+
+
+def _row(row: dict[str, Any], index: int, image_column: str, label: _Label | None, dataset: str) -> dict[str, Any]:
     made = {"image": _image(row[image_column], dataset), "row": index, "key": index}
-    return made if label is None else made | {"label": label(row, index)}
+    return made if label is None else made | {"label": label.of(row, index)}
 
 
 def _image(value: Any, dataset: str) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from vitrail.modeling import InputError, ViTImageProcessor
 from vitrail.training.arguments import ViTTrainingArguments
 from vitrail.training.card import model_card
 from vitrail.training.ema import WeightAverage
-from vitrail.training.metrics import Judgements, compute_color_metrics, predicted_colors
+from vitrail.training.metrics import compute_color_metrics, predicted_colors
 from vitrail.training.optimization import Muon, parameter_groups
 from vitrail.training.progress import Progress
 from vitrail.training.provenance import Provenance
@@ -32,7 +32,8 @@ class ViTTrainer(ResumableTrainer):
         pictures: the files beside the card that show what these weights do.
         method: rows of the card on how they came about, where that was not by training all of them.
         remark: sentences of the card on the results.
-        evaluated_images: how many the last evaluation met, which of a stream nobody knows beforehand.
+        evaluated: what the last evaluation kept of its images, and how many it met, which of a stream nobody knows
+            beforehand; predictions are what `preprocess_logits_for_metrics` makes of the logits.
         weight_average: while it trains with `ema_decay`; afterwards the model's weights are the average.
     """
 
@@ -47,8 +48,7 @@ class ViTTrainer(ResumableTrainer):
         self.pictures: list[str] = []
         self.method: dict[str, str] = {}
         self.remark = ""
-        self._evaluated: Any = None
-        self.evaluated_images = 0
+        self.evaluated: Any = None
         self.weight_average: WeightAverage | None = None
         self._initial_weights: dict[str, torch.Tensor] | None = None
         if self.args.fsdp and not self.is_fsdp_enabled:
@@ -125,18 +125,12 @@ class ViTTrainer(ResumableTrainer):
             self.weight_average = None
         return super()._finalize_training(*args, **kwargs)
 
-    @property
-    def judgements(self) -> Judgements:
-        """What the last evaluation kept of every image, if it went by `judge`."""
-        return Judgements(*self._evaluated)
-
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
         # Compiling for evaluation, and for the sizes of last batches, would take longer than it saves.
         uncompiled = torch.compiler.set_stance("force_eager") if self.args.torch_compile else nullcontext()
         with uncompiled, self.weight_average.applied() if self.weight_average else nullcontext():
-            output = super().evaluation_loop(*args, **kwargs)
-        self._evaluated, self.evaluated_images = output.predictions, cast(int, output.num_samples)
-        return output
+            self.evaluated = super().evaluation_loop(*args, **kwargs)
+        return self.evaluated
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves what evaluation measures; to a checkpoint also what training goes on from."""

@@ -18,6 +18,12 @@ def no_new_process(monkeypatch):
 
 
 @pytest.fixture
+def impatient(monkeypatch):
+    """Waits for an answer of the Hub for a second, not for a minute."""
+    monkeypatch.setattr("vitrail.publishing.publication._SILENCE", 1)
+
+
+@pytest.fixture
 def name() -> str:
     """A repository for each test."""
     return f"alice/{uuid4().hex}"
@@ -90,9 +96,10 @@ def test_a_branch_of_its_own(online, model_folder, name, capsys):
         {"path": "/commit/", "status": 429, "times": 2},
         {"path": "/api/models/", "drop": True, "times": 2},
         {"path": "/lfs/", "method": "PUT", "drop": True, "times": 2},
+        {"path": "/preupload/", "silent": True, "times": 1},
     ],
 )
-def test_what_passes_is_waited_for(online, ask_hub, model_folder, name, fault):
+def test_what_passes_is_waited_for(online, ask_hub, impatient, model_folder, name, fault):
     ask_hub("POST", "faults", **fault)
     assert main(["push", str(model_folder), name]) == 0
     assert len(titles(online, name)) == 2
@@ -107,6 +114,7 @@ def test_what_passes_is_waited_for(online, ask_hub, model_folder, name, fault):
         ({"path": "/commit/", "status": 503}, "The Hub answers 503 (as the test has ordered)"),
         ({"path": "/lfs/", "drop": True}, "cannot be reached"),
         ({"path": "/validate-yaml", "drop": True}, "cannot be reached"),
+        ({"path": "/commit/", "silent": True}, "cannot be reached (timed out)"),
         ({"path": "/preupload/", "status": 429}, "The Hub answers 429"),
         ({"path": "/create", "status": 409}, "The Hub answers 409"),
         ({"path": "/create", "status": 402}, "The Hub asks for a payment first (as the test has ordered)"),
@@ -115,7 +123,9 @@ def test_what_passes_is_waited_for(online, ask_hub, model_folder, name, fault):
         ({"path": "/commit/", "status": 404}, "The Hub answers 404"),
     ],
 )
-def test_what_does_not_pass_is_said_and_how_to_finish(online, ask_hub, model_folder, name, capsys, fault, sentence):
+def test_what_does_not_pass_is_said_and_how_to_finish(
+    online, ask_hub, impatient, model_folder, name, capsys, fault, sentence
+):
     weights = (model_folder / "model.safetensors").read_bytes()
     ask_hub("POST", "faults", **fault)
     said = failure(capsys, model_folder, name, "--private")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
 from torch.nn import functional as F
 from transformers import EvalPrediction, pipeline
 from transformers import ViTForImageClassification as StockViT
@@ -19,7 +19,7 @@ from vitrail.modeling import InputError, ViTForImageClassification
 from vitrail.training import train
 from vitrail.training.data import load_splits, with_validation
 from vitrail.training.evaluation import evaluate
-from vitrail.training.multi_label import compute_multi_label_metrics, multi_hot_labels
+from vitrail.training.multi_label import compute_multi_label_metrics, multi_hot_labels, multi_label_class_results
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,24 @@ def test_figures_of_classes_that_are_never_there():
     assert compute_multi_label_metrics(EvalPrediction(references - 0.5, references))["mAP"] == 1
 
 
+@pytest.mark.parametrize("classes", [1, 3])
+def test_classes_one_by_one(classes):
+    generator = np.random.default_rng(1)
+    logits = generator.normal(size=(60, classes)).astype(np.float32)
+    references = (generator.random((60, classes)) < 0.4).astype(np.float32)
+    labels = ["red", "crane", "crane"][:classes]
+    table = multi_label_class_results(logits, references, labels)["per_class"]
+    assert list(table) == (["red"] if classes == 1 else ["red", "crane (1)", "crane (2)"])
+    for k, figures in enumerate(table.values()):
+        truth, decided = references[:, k], logits[:, k] > 0
+        *expected, _ = precision_recall_fscore_support(truth, decided, average="binary")
+        assert [figures[name] for name in ("precision", "recall", "f1")] == pytest.approx(expected)
+        assert figures["average_precision"] == pytest.approx(average_precision_score(truth, logits[:, k]))
+        assert figures["support"] == truth.sum()
+    nobody = multi_label_class_results(-np.ones((2, 1), np.float32), np.zeros((2, 1), np.float32), ["red"])
+    assert set(nobody["per_class"]["red"].values()) == {None, 0}
+
+
 def test_lists_become_ones_and_zeros(table):
     splits = load_splits(str(table), label_column="inks")
     assert splits["train"].features["label"].feature.names == ["blue", "red"]
@@ -109,6 +127,8 @@ def test_a_run_learns_and_leaves_a_complete_folder(run, table):
     assert "whether an image has it; an image may have several or none" in card.text
     assert "| split | images | Mean average precision | Micro-F1 | Macro-F1 | Loss |" in card.text
     assert "the best of training by `mAP`" in card.text
+    assert "| class | average precision | precision | recall | F1 | images |\n|---|---|---|---|---|---|\n| blue |" in card.text
+    assert "for which it names one all the same" not in card.text
 
 
 def test_an_unfinished_run_goes_on(run, tmp_path, capsys):

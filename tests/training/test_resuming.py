@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from safetensors.torch import load_file
 
 from vitrail.cli.main import main
 from vitrail.modeling import InputError
-from vitrail.training import train
+from vitrail.training import preparation, train
 from vitrail.training.arguments import parse_arguments
 from vitrail.training.augmentation import EvaluationTransform
+from vitrail.training.data import load_splits
 from vitrail.training.interruption import SignalsAfterStep
 from vitrail.training.resuming import last_checkpoint, plan_run
 from vitrail.training.trainer import ViTTrainer
@@ -34,7 +36,8 @@ RANDOM |= {"patch_dropout_prob": 0.25}
 def no_pictures():
     """They take longer than the training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitrail.training.run.save_samples", lambda *_: [])
+        for name in ("save_samples", "save_confusions", "save_mistakes"):
+            patch.setattr(f"vitrail.training.run.{name}", lambda *_: [])
         yield
 
 
@@ -146,6 +149,22 @@ MASKED += ["--mixup", "0", "--cutmix", "0", "--config_overrides", json.dumps(SHA
 def test_so_does_a_run_of_another_kind(flags, more, step, tmp_path):
     whole = run([*flags, *more], tmp_path / "whole")
     assert_the_same(whole, run([*flags, *more], killed_after(step, whole, tmp_path / "killed")))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["epochs", "of unknown length"])
+def test_a_stream_is_read_on_from_where_it_was(flags, known, image_folder, tmp_path, monkeypatch):
+    rows = load_splits(str(image_folder))["train"].select_columns(["image", "label"]).shuffle(0)
+    for index in range(2):
+        rows.shard(2, index).to_parquet(tmp_path / "data" / f"train-{index}.parquet")
+    if not known:
+        load = preparation.load_streams
+        unknown = {"lengths": {"train": None}}
+        monkeypatch.setattr(preparation, "load_streams", lambda *args, **kw: replace(load(*args, **kw), **unknown))
+    flags = [*flags, "--dataset", str(tmp_path / "data"), "--streaming", "--shuffle_buffer", "10"]
+    flags += ["--max_eval_samples", "12", *([] if known else ["--max_steps", "12"])]
+    whole = run(flags, tmp_path / "whole")
+    for step in (4, 10):
+        assert_the_same(whole, run(flags, killed_after(step, whole, tmp_path / f"killed-{step}")))
 
 
 def test_early_stopping_goes_on_counting(flags, tmp_path):
