@@ -5,8 +5,8 @@ python benchmarks/trainer.py --dataset path/to/fashion-mnist [--images 12800] [-
 All train one architecture from scratch (28 pixels, patches of 4, 6 layers, width 192, a class token) on the same
 images in the same batches for the same epochs, and are evaluated on the same 2,000 others after every epoch and at the
 end. Stock runs as it comes, in float32, and with its own bf16 switched on; vitrail with stock's settings (AdamW,
-warm-up and a cosine, random flips), and with those of its recipe `scratch-small` instead. The jobs take turns, each in a
-process of its own; wall time is the whole process's, imports and saving included, and vitrail's card and pictures too.
+warm-up and a cosine, random flips), and with those of its recipe `scratch-small` instead. The jobs take turns, each in
+a process of its own; wall time is the whole process's, imports, saving and vitrail's card and pictures included.
 """
 
 import argparse

@@ -74,7 +74,19 @@ def test_a_stream_is_what_is_read_otherwise(streamed):
 @pytest.mark.parametrize("streamed", ["parquet"], indirect=True)
 def test_training_and_evaluation_from_a_stream(streamed, tiny_flags, tmp_path):
     flags = [*tiny_flags, "--dataset", str(streamed), "--streaming", "--output_dir", str(tmp_path)]
-    result = train([*flags, "--learning_rate", "1e-2", "--max_eval_samples", "10", "--validation_fraction", "0.25"])
+    result = train(
+        [
+            *flags,
+            "--dataloader_num_workers",
+            "0",
+            "--learning_rate",
+            "1e-2",
+            "--max_eval_samples",
+            "10",
+            "--validation_fraction",
+            "0.25",
+        ]
+    )
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     assert (state["global_step"], result.metrics["epoch"]) == (4 * 4, 4)  # 30 images in batches of 8
     assert (tmp_path / "confusion_matrix.png").exists()
