@@ -194,7 +194,8 @@ def predictions_figure(
         truths=truths,
         truth_probabilities=likely,
     )
-    figure = Figure(figsize=(max(1.5 * len(images), 5.5), 3.6), layout="constrained")
+    width = max(1.5 * len(images), 5.5)
+    figure = Figure(figsize=(width, 3.6), layout="constrained")
     columns = figure.subplots(2, len(images), squeeze=False).T
     for (above, below), image, heatmap, prediction, probability, truth, region, truth_probability in zip(
         columns, images, heatmaps, predictions, probabilities, truths, places, likely
@@ -205,7 +206,8 @@ def predictions_figure(
         _panel(above, shown, _class_title(prediction, probability), fontsize=10, color=colour)
         title = f"is {_class_title(truth, truth_probability)}" if wrong else ""
         _panel(below, overlay(shown, heatmap, region=region), title, color=colour)
-    figure.suptitle("prediction, and where it looked (attention rollout, each map scaled to its own peak)", fontsize=10)
+    title = "prediction, and where it looked (attention rollout, each map scaled to its own peak)"
+    figure.suptitle(textwrap.fill(title, round(12 * width)), fontsize=10)
     return figure
 
 

@@ -128,22 +128,23 @@ def with_validation(splits: DatasetDict, fraction: float, seed: int) -> tuple[Da
     train = splits["train"]
     labelled = "label" in train.features
     if labelled:
-        require_classes(train.features, {str(split): class_counts(rows) for split, rows in splits.items()})
+        counts = {str(split): class_counts(rows) for split, rows in splits.items()}
+        require_classes(train.features, counts, len(train))
     if "validation" in splits:
         return splits, None
     stratified = labelled and not is_multi_label(train.features)
-    if stratified and 1 in (counts := class_counts(train)):
+    if stratified and 1 in (of_class := class_counts(train)):
         raise InputError(
-            f"Class {label_names(train.features)[int(np.argmax(counts == 1))]!r} has one image, too few for a "
+            f"Class {label_names(train.features)[int(np.argmax(of_class == 1))]!r} has one image, too few for a "
             "validation split; add images of it, or give the data set a validation split."
         )
     try:
         parts = train.train_test_split(fraction, stratify_by_column="label" if stratified else None, seed=seed)
     except ValueError as error:
         raise InputError(
-            f"{len(train)} training images are too few to set {fraction:.0%} of them aside"
-            f"{' with every class among them' if stratified else ''}; raise --validation_fraction, or give the data "
-            "set a validation split."
+            f"{len(train)} training images cannot be parted so that {100 * fraction:g} % of them are set aside"
+            f"{' with every class on both sides' if stratified else ''}; change --validation_fraction, or give the "
+            "data set a validation split."
         ) from error
     said = (
         f"There is no validation split: {len(parts['test']):,} of {len(train):,} training images are set aside for it "
@@ -159,19 +160,22 @@ def class_counts(rows: Dataset) -> np.ndarray:
     return np.bincount(np.array(indices, dtype=np.int64), minlength=len(label_names(rows.features)))
 
 
-def require_classes(features: Features, counts: Mapping[str, np.ndarray]) -> None:
+def require_classes(features: Features, counts: Mapping[str, np.ndarray], images: int | None) -> None:
     """Makes sure that there is something to learn, and that all that is asked for later can be.
 
     Args:
         features: of the splits, with `label`.
         counts: the images of each class, (K,), of the splits, `train` among them.
+        images: how many there are to train on, if that is known.
 
     Raises:
-        InputError: the training images are of fewer than two classes, or not of one that another split has.
+        InputError: nothing tells the training images apart, or they are not of a class that another split has.
     """
     names, multi_label, train = label_names(features), is_multi_label(features), counts["train"]
     if np.count_nonzero(train) < 2 and not multi_label:
         raise InputError(f"All training images are of the class {names[train.argmax()]!r}; there must be another.")
+    if multi_label and np.isin(train, (0, images)).all():
+        raise InputError("All training images have the same classes, so that there is nothing to tell apart.")
     for split, held_out in counts.items():
         for missing in np.flatnonzero((held_out > 0) & (train == 0)):
             sentence = f"The class {names[missing]!r} is in the split {split!r}, but no training image has it"

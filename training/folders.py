@@ -89,7 +89,7 @@ def read_image_folder(root: Path, files: list[PurePosixPath]) -> DatasetDict:
         InputError: a metadata file cannot be used, or some sub-folders are called like splits and others are not.
     """
     images = [file for file in files if file.suffix.lower() in image_suffixes()]
-    metadata = [file for file in files if file.name in METADATA_NAMES]
+    metadata = [file for file in files if file.name.lower() in METADATA_NAMES]
     known = {*images, *metadata, PurePosixPath("README.md")}
     if others := [file for file in files if file not in known]:
         _say_left_out(others, root, "no image has such a name")
@@ -147,11 +147,11 @@ def _top(path: PurePosixPath) -> str | None:
 
 
 def _from_metadata(root: Path, images: list[PurePosixPath], metadata: list[PurePosixPath]) -> DatasetDict:
-    if len({file.suffix for file in metadata}) > 1:
+    if len({file.suffix.lower() for file in metadata}) > 1:
         raise InputError(f"{root} holds {metadata[0]} and {metadata[-1]}; leave metadata files of one kind there.")
     rows: list[tuple[PurePosixPath, dict[str, Any]]] = []
     for file in metadata:
-        read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[file.suffix]
+        read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[file.suffix.lower()]
         count = len(rows)
         for number, row in enumerate(read(root / file)):
             name = row.pop("file_name", None)

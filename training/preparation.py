@@ -10,7 +10,8 @@ from vitrail.modeling import InputError
 from vitrail.training.arguments import DataArguments, ViTTrainingArguments
 from vitrail.training.augmentation import EvaluationTransform
 from vitrail.training.balancing import oversampled
-from vitrail.training.data import load_images, load_splits, with_validation
+from vitrail.training.columns import label_names
+from vitrail.training.data import class_counts, load_images, load_splits, with_validation
 from vitrail.training.loading import Batches, settle_input
 from vitrail.training.sources import is_streamable
 from vitrail.training.streaming import Streams, first_images, hold_out, load_streams, samples_of, to_tensors
@@ -42,10 +43,13 @@ def prepare(data: DataArguments, arguments: ViTTrainingArguments) -> "Tables | S
         print(said)
     splits = _subsample(splits, data, arguments.seed)
     workers = arguments.dataloader_num_workers or 0
-    splits, skipped = check_images(splits, data.on_bad_image, workers)
+    asked = splits
+    splits, skipped = check_images(asked, data.on_bad_image, workers)
     for split, count in skipped.items():
         if count:
             print(f"Left out of the split {split!r}, because they cannot be read: {count:,} images.")
+    if labelled:
+        _require_readable_classes(asked["train"], splits["train"])
     images = {str(split): len(rows) for split, rows in splits.items()}
     if data.balanced_sampling:
         splits["train"] = oversampled(splits["train"], arguments.seed)
@@ -164,6 +168,15 @@ def _streamed(streams: Streams, data: DataArguments, arguments: ViTTrainingArgum
         images,
         {split: SkippedImages(workers) for split in streams.splits if data.on_bad_image == "skip"},
     )
+
+
+def _require_readable_classes(asked: Dataset, readable: Dataset) -> None:
+    lost = (class_counts(asked) > 0) & (class_counts(readable) == 0)
+    if lost.any():
+        name = label_names(asked.features)[lost.argmax()]
+        raise InputError(
+            f"None of the training images of class {name!r} can be read; repair them, or remove the class."
+        )
 
 
 def _subsample(splits: DatasetDict, arguments: DataArguments, seed: int) -> DatasetDict:

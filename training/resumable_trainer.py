@@ -3,9 +3,10 @@
 import math
 import shutil
 import time
+from collections.abc import Sized
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -183,7 +184,11 @@ class ResumableTrainer(Trainer):
                 print(f"The best checkpoint so far, {best}, is gone: the best is chosen among those to come.")
                 self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
         progress = self._resumed_progress()
-        if progress is None or has_length(self.train_dataset):
+        if progress is None:
+            return trained
+        if (images := self._images()) != progress["images"]:
+            print(f"{self.resumed_from} was trained on {progress['images']:,} images, and goes on with {images:,}.")
+        if images is not None:
             return trained
         # The Trainer counts a stream of unknown length as one epoch, though it may have been read again and again.
         epoch, steps = int(progress["epoch"]), int(progress["steps_in_epoch"])
@@ -191,7 +196,11 @@ class ResumableTrainer(Trainer):
             self.state.epoch = epoch
         return epoch, steps * self.args.gradient_accumulation_steps
 
-    def _resumed_progress(self) -> dict[str, float] | None:
+    def _images(self) -> int | None:
+        """How many are trained on, where that is known."""
+        return len(cast(Sized, self.train_dataset)) if has_length(self.train_dataset) else None
+
+    def _resumed_progress(self) -> dict[str, Any] | None:
         return None if self.resumed_from is None else sealed_progress(self.resumed_from)
 
     def _load_callback_state(self) -> None:
@@ -230,7 +239,7 @@ class ResumableTrainer(Trainer):
 
     # What a checkpoint of the Trainer's own leaves out
 
-    def _progress(self) -> dict[str, float]:
+    def _progress(self) -> dict[str, Any]:
         losses: Any = nested_gather(self._tr_loss, self.args.parallel_mode)  # of all processes
         return {
             "loss_since_log": losses.mean().item(),
@@ -239,6 +248,7 @@ class ResumableTrainer(Trainer):
             "first_step": self._initial_global_step,
             "epoch": self.epoch + self.epoch_has_ended,
             "steps_in_epoch": 0 if self.epoch_has_ended else self.state.global_step - self.step_before_epoch,
+            "images": self._images(),
             "seconds": self.seconds_before + time.monotonic() - self.began,
         }
 
@@ -263,6 +273,8 @@ class _Resumption(TrainerCallback):
         self.trainer.restore_progress()
         if args.should_save:
             discard_checkpoints(Path(str(args.output_dir)), after=state.global_step)
+            best = state.best_model_checkpoint  # what a kill kept from being rotated
+            rotate_checkpoints(args.output_dir, save_total_limit=args.save_total_limit, best_model_checkpoint=best)
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self.trainer.epoch_has_ended = False

@@ -104,7 +104,7 @@ def progress_of(checkpoint: Path) -> str:
     return f"step {state['global_step']:,} of {state['max_steps']:,}"
 
 
-def seal(checkpoint: Path, progress: dict[str, float]) -> None:
+def seal(checkpoint: Path, progress: dict[str, Any]) -> None:
     """Declares a checkpoint complete, once all of it is on the disk.
 
     Args:
@@ -119,7 +119,7 @@ def seal(checkpoint: Path, progress: dict[str, float]) -> None:
     _sync_names(checkpoint.parent)
 
 
-def sealed_progress(checkpoint: Path) -> dict[str, float] | None:
+def sealed_progress(checkpoint: Path) -> dict[str, Any] | None:
     """What a checkpoint was sealed with; None of one that somebody else wrote."""
     sealed = _read(checkpoint / _SEAL)
     return None if sealed is None else sealed["progress"]

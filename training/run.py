@@ -138,7 +138,7 @@ def _train(
     counted = {}
     for split in [split for split in held_out if split in inputs]:  # the last is the one that the pictures show
         metrics |= trainer.evaluate(inputs[split], metric_key_prefix=held_out[split])
-        counted[split] = trainer.evaluated.num_samples
+        counted[split] = len(trainer.evaluated.label_ids)
         if classifying:
             classes = results_by_class(trainer.evaluated, model.config)
             metrics |= {f"{held_out[split]}_{name}": figures for name, figures in classes.items()}

@@ -84,6 +84,8 @@ def read_source(
         return _read_folder(path, config, streaming)
     if files := _files(dataset):
         return _read_files(files, dataset, streaming)
+    if dataset.count("/") > 1 or dataset.startswith((".", "/", "~")) or path.suffix.lower() in _BUILDERS:
+        raise InputError(f"There is no file or folder {dataset}, and a data set's id on the Hub is like user/name.")
     with reading(dataset):
         return _as_splits(load_dataset(dataset, config, revision=revision, streaming=streaming))
 
@@ -97,7 +99,7 @@ def is_streamable(dataset: str) -> bool:
 
 
 def _is_table(file: PurePath) -> bool:
-    return file.suffix.lower() in _BUILDERS and file.name not in METADATA_NAMES
+    return file.suffix.lower() in _BUILDERS and file.name.lower() not in METADATA_NAMES
 
 
 def _is_saved(folder: Path) -> bool:
@@ -160,7 +162,7 @@ def _read_folder(
 ) -> DatasetDict | IterableDatasetDict:
     with reading(str(folder)):
         if _is_saved(folder):
-            return _as_splits(load_from_disk(folder))
+            return _as_splits(_load_saved(folder))
         files = files_below(folder)
         if not files:
             raise InputError(
@@ -184,6 +186,13 @@ def _read_folder(
         return _read_files([folder / file for file in tables], str(folder), streaming, folder, columns)
 
 
+def _load_saved(folder: Path) -> Dataset | DatasetDict:
+    try:
+        return load_from_disk(folder)
+    except IndexError as error:  # of `datasets`, which expects a file in every split
+        raise InputError(f"{folder} holds a split without rows, which cannot be loaded; save it without.") from error
+
+
 def _is_declared(card: Path) -> bool:
     """Whether a data set's card says which files are which split, as on the Hub."""
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
@@ -205,7 +214,7 @@ def _files(dataset: str) -> list[Path]:
         if not (matched := [Path(path) for path in found if Path(path).is_file()]):
             raise InputError(f"There is no file {part.strip()}.")
         files += matched
-    return files
+    return list({file.resolve(): file for file in files}.values())
 
 
 def _read_files(

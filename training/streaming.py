@@ -158,7 +158,7 @@ def hold_out(streams: Streams, fraction: float, images: int | None) -> tuple[Str
         raise InputError(f"The data set has no split 'train'; its splits are {', '.join(streams.splits)}.")
     labelled = "label" in streams.features
     if "train" in streams.counts:
-        require_classes(streams.features, streams.counts)
+        require_classes(streams.features, streams.counts, streams.lengths["train"])
     if "validation" in streams.splits:
         return streams, None
     length, count = streams.lengths["train"], images or _VALIDATION_IMAGES

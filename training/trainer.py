@@ -32,8 +32,8 @@ class ViTTrainer(ResumableTrainer):
         pictures: the files beside the card that show what these weights do.
         method: rows of the card on how they came about, where that was not by training all of them.
         remark: sentences of the card on the results.
-        evaluated: what the last evaluation kept of its images, and how many it met, which of a stream nobody knows
-            beforehand; predictions are what `preprocess_logits_for_metrics` makes of the logits.
+        evaluated: what the last evaluation kept of the images of all processes, as `EvalLoopOutput`: the labels, and as
+            predictions what `preprocess_logits_for_metrics` makes of the logits.
         weight_average: while it trains with `ema_decay`; afterwards the model's weights are the average.
     """
 

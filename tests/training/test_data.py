@@ -151,7 +151,7 @@ def test_one_image_cannot_be_split(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "Cannot read the data set .*"),
+        (lambda path: None, "There is no file or folder .*, and a data set's id"),
         (lambda path: path.mkdir(), "is empty; it should hold images, with a sub-folder for every class if any"),
         (lambda path: (path.mkdir(), (path / "notes.txt").write_text("hello")), "has no image column; its columns are"),
         (lambda path: path.write_text("hello"), r"is neither a folder nor a \.parquet, \.arrow or \.tar file"),
@@ -263,8 +263,12 @@ def test_files_are_given_by_glob_or_one_by_one(tmp_path):
     splits = load_splits(f"{tmp_path}/t*.parquet")
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 12, "test": 6}
     assert len(load_splits(f"{tmp_path}/other.parquet, {tmp_path}/one*")["train"]) == 12
+    assert len(load_splits(f"{tmp_path}/other.parquet,{tmp_path}/oth*")["train"]) == 6
     with pytest.raises(InputError, match=r"There is no file .*/none\*"):
         load_splits(f"{tmp_path}/none*")
+    for gone in (f"{tmp_path}/gone", "gone.parquet", "./gone"):
+        with pytest.raises(InputError, match=rf"There is no file or folder {gone}, and a data set's id on the Hub is"):
+            load_splits(gone)
     with pytest.raises(InputError, match=r"names a split and one more\.parquet does not; rename it, or"):
         load_splits(str(tmp_path))
 
@@ -280,6 +284,13 @@ def test_splits_may_have_other_columns_and_none(tmp_path, caplog):
     rows.remove_columns("picture").to_parquet(tmp_path / "test.parquet")
     with pytest.raises(InputError, match=r"Split 'test' of .* has no column 'picture', as others have; it has kind"):
         load_splits(str(tmp_path), label_column="kind")
+
+
+def test_a_saved_split_without_rows_is_named(tmp_path):
+    rows = table(["a", "b"] * 3, datasets.Value("string"))
+    datasets.DatasetDict(train=rows, test=rows.select([])).save_to_disk(tmp_path / "saved")
+    with pytest.raises(InputError, match="holds a split without rows, which cannot be loaded; save it without"):
+        load_splits(str(tmp_path / "saved"))
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,10 @@ def test_labels_are_ignored_and_the_next_step_is_said(image_folder, tiny_flags, 
         (["--label_column", "label"], "label_column is for classification; masked-patch learns from the images alone"),
         (["--metric_for_best_model", "f1_macro"], "metric_for_best_model must be one of accuracy, loss in"),
         (["--objective", "jigsaw"], "objective must be one of classification, masked-patch"),
-        (["--validation_fraction", "0.999"], "40 training images are too few to set 100% of them aside; raise"),
+        (
+            ["--validation_fraction", "0.999"],
+            "40 training images cannot be parted so that 99.9 % of them are set",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(unlabelled_folder, tmp_path, flags, message):

@@ -114,6 +114,14 @@ def test_lists_become_ones_and_zeros(table):
     assert "(at random, seed 0)" in said
 
 
+@pytest.mark.parametrize("labels", [[["a", "b"]] * 6, [[0, 1], [1, 0]] * 3], ids=["alike", "zeros and ones"])
+def test_where_all_images_have_all_classes_there_is_nothing_to_learn(labels, tmp_path):
+    rows = datasets.Dataset.from_dict({"image": [Image.new("L", (4, 4))] * 6, "label": labels})
+    rows.to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match="All training images have the same classes, so that there is nothing to tell"):
+        with_validation(load_splits(str(tmp_path)), 0.5, seed=0)
+
+
 def test_a_run_learns_and_leaves_a_complete_folder(run, table):
     result, _ = run
     assert json.loads((result.output_dir / "config.json").read_text())["problem_type"] == "multi_label_classification"

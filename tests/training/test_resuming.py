@@ -294,6 +294,14 @@ def test_a_best_checkpoint_that_is_gone_is_said(finished, flags, tmp_path, capsy
     assert f"The best checkpoint so far, {best}, is gone" in capsys.readouterr().out
 
 
+def test_another_number_of_images_is_said(finished, flags, image_folder, tmp_path, capsys):
+    killed = killed_after(14, finished, tmp_path / "killed")
+    sealed = killed / "checkpoint-14" / "complete.json"
+    sealed.write_text(sealed.read_text().replace('"images": 36', '"images": 40'))
+    run(flags, killed)
+    assert "checkpoint-14 was trained on 40 images, and goes on with 36." in capsys.readouterr().out
+
+
 def test_other_settings_are_named(finished, flags, tmp_path):
     killed = killed_after(4, finished, tmp_path / "killed")
     message = (

@@ -121,3 +121,12 @@ def test_an_image_is_counted_once():
     assert [skipped.add(image) for image in images] == [False] * 4
     assert len(skipped) == 3
     assert torch.equal(skipped._tables[1], torch.zeros_like(skipped._tables[1]))
+
+
+def test_a_class_of_which_nothing_can_be_read_is_named(tiny_flags, image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "images")
+    for file in (tmp_path / "images" / "dark").iterdir():
+        file.write_bytes(b"no image")
+    flags = [*tiny_flags, "--dataset", str(tmp_path / "images"), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match="None of the training images of class 'dark' can be read; repair them, or"):
+        train([*flags, "--on_bad_image", "skip", "--validation_fraction", "0.25"])
