@@ -260,7 +260,11 @@ class ViTTrainingArguments(TrainingArguments):
         _require(self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}")
         _require(self.per_device_train_batch_size >= 1, "per_device_train_batch_size must be at least 1")
         _require(self.per_device_eval_batch_size >= 1, "per_device_eval_batch_size must be at least 1")
+        _require(self.gradient_accumulation_steps >= 1, "gradient_accumulation_steps must be at least 1")
+        _require(self.num_train_epochs > 0 or self.max_steps > 0, "num_train_epochs must be more than 0")
         _require(math.isfinite(self.learning_rate) and self.learning_rate >= 0, "learning_rate must be a number >= 0")
+        _require(math.isfinite(self.weight_decay) and self.weight_decay >= 0, "weight_decay must be a number >= 0")
+        _require(math.isfinite(self.max_grad_norm) and self.max_grad_norm >= 0, "max_grad_norm must be a number >= 0")
         _require(0 < self.layer_lr_decay <= 1, "layer_lr_decay must be more than 0 and at most 1")
         _require(
             math.isfinite(self.muon_learning_rate or 0) and (self.muon_learning_rate or 0) >= 0,
@@ -285,7 +289,7 @@ class ViTTrainingArguments(TrainingArguments):
             patience is None or self.eval_strategy != "no",
             "early_stopping_patience needs evaluations: --eval_strategy epoch or steps",
         )
-        _require(self.seed >= 0, "seed must be at least 0")
+        _require(0 <= self.seed < 2**32, "seed must be at least 0 and less than 2^32")
         self.workers_given = self.dataloader_num_workers is not None
         if self.dataloader_num_workers is None:
             processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # that share this machine's cores
@@ -353,7 +357,12 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     given, _ = parser.parse_known_args(argv)
     recipe = given.recipe or _default_recipe(given)
     if recipe is not None:
-        parser.set_defaults(**_read_recipe(recipe, {action.dest for action in parser._actions}), recipe=recipe)
+        settings = recipe_settings(recipe)
+        if unknown := settings.keys() - {action.dest for action in parser._actions}:
+            raise InputError(f"The recipe {recipe!r} sets {min(unknown)!r}, which is no argument of `vitrail train`.")
+        parser.set_defaults(**settings, recipe=recipe)
+    if given.dataset == "digits":
+        parser.set_defaults(flip=0.0)  # whatever recipe there is, a digit in a mirror is none
     if given.output_dir is None:
         source = Path(given.dataset)
         parser.set_defaults(output_dir=str(Path("runs") / (source.stem if source.is_file() else source.resolve().name)))
@@ -377,6 +386,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     _require(
         training.objective == "classification" or not data.balanced_sampling,
         f"balanced_sampling is for classification; {training.objective} knows no classes",
+    )
+    _require(
+        model.method != "few-shot" or not data.balanced_sampling,
+        "method few-shot draws as many images of every class as of any other; leave out balanced_sampling",
     )
     if data.streaming:
         _require(model.method not in FROZEN, f"method {model.method} keeps features by image; leave out streaming")
@@ -426,11 +439,12 @@ def _default_recipe(given: argparse.Namespace) -> str | None:
     return "scratch-small" if given.model in VARIANTS else "finetune"
 
 
-def _read_recipe(name: str, known: set[str]) -> dict:
+def recipe_settings(name: str) -> dict[str, Any]:
+    """What a recipe sets, by the arguments' names.
+
+    Raises:
+        InputError: there is none of that name.
+    """
     if name not in RECIPE_NAMES:
         raise InputError(f"There is no recipe {name!r}; the recipes are {', '.join(RECIPE_NAMES)}.")
-    recipe = yaml.safe_load((_RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    unknown = recipe.keys() - known
-    if unknown:
-        raise InputError(f"The recipe {name!r} sets {sorted(unknown)[0]!r}, which is no argument of `vitrail train`.")
-    return recipe
+    return yaml.safe_load((_RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))

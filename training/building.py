@@ -16,6 +16,17 @@ from vitrail.modeling.configuration_vit import VARIANTS
 from vitrail.training.arguments import ModelArguments
 
 
+def check_model(arguments: ModelArguments) -> None:
+    """Finds what is wrong with the model that is asked for, without its weights, before any data is read.
+
+    Raises:
+        InputError: there is no such model, or it cannot have such a configuration.
+    """
+    if arguments.model is None:
+        raise InputError(f"Say what to train with --model: a Hub id, a folder, or a variant of {', '.join(VARIANTS)}.")
+    _config(arguments.model, _overrides(arguments))
+
+
 def build_model(
     arguments: ModelArguments, labels: list[str] | None, multi_label: bool = False
 ) -> tuple[ViTForImageClassification | ViTForMaskedPatchPrediction, ViTImageProcessor]:
@@ -23,8 +34,7 @@ def build_model(
 
     With `multi_label`, an image has any number of the labels, else exactly one.
     """
-    if arguments.model is None:
-        raise InputError(f"Say what to train with --model: a Hub id, a folder, or a variant of {', '.join(VARIANTS)}.")
+    assert arguments.model is not None  # as `check_model` has found
     model_class = ViTForMaskedPatchPrediction if labels is None else ViTForImageClassification
     fields = _overrides(arguments)
     if labels is not None:
@@ -33,9 +43,8 @@ def build_model(
             "label2id": {label: index for index, label in enumerate(labels)},
             "problem_type": "multi_label_classification" if multi_label else None,
         }
-    looks_like_variant = len(arguments.model.split("/")) == 2 and arguments.model.split("/")[1].isdecimal()
-    if arguments.model in VARIANTS or (looks_like_variant and not Path(arguments.model).exists()):
-        model = model_class(ViTConfig.from_variant(arguments.model, **fields))
+    if _is_variant(arguments.model):
+        model = model_class(_config(arguments.model, fields))
         processor = ViTImageProcessor(num_channels=model.config.num_channels)
     else:
         model = model_class.from_pretrained(arguments.model, **fields)
@@ -57,6 +66,18 @@ def build_model(
         else:
             processor.size, processor.do_center_crop = size, False
     return model, processor
+
+
+def _is_variant(model: str) -> bool:
+    """Whether that is, or with a misprint was to be, the name of a variant."""
+    looks_so = len(model.split("/")) == 2 and model.split("/")[1].isdecimal()
+    return model in VARIANTS or (looks_so and not Path(model).exists())
+
+
+def _config(model: str, fields: dict) -> ViTConfig:
+    if _is_variant(model):
+        return ViTConfig.from_variant(model, **fields)
+    return ViTConfig.from_pretrained(model, **fields)
 
 
 def _overrides(arguments: ModelArguments) -> dict:

@@ -344,8 +344,8 @@ def _training(
             "schedule": f"{SchedulerType(arguments.lr_scheduler_type).value}, warm-up "
             + _amount(arguments.warmup_steps, "step"),
         }
-        if "muon_learning_rate" in provenance.settings:
-            rows["optimiser"] += f"; Muon for the layers' matrices, {provenance.settings['muon_learning_rate']:g}"
+        if arguments.muon_learning_rate is not None:
+            rows["optimiser"] += f"; Muon for the layers' matrices, {arguments.muon_learning_rate:g}"
     rows |= {
         "precision": "bfloat16 autocast" if arguments.bf16 else "float16 autocast" if arguments.fp16 else "float32",
         "recipe": _markdown(arguments.recipe or "none"),
@@ -362,6 +362,8 @@ def _training(
 
 
 def _setting(value: Any) -> str:
+    if value is None:
+        return "off"
     return f"{value:g}" if isinstance(value, float) else _markdown(f"{value}", letters=1000)
 
 

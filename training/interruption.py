@@ -33,6 +33,13 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(sentence)
         self.number = number
 
+    @classmethod
+    def by(cls, stop: KeyboardInterrupt, way_on: str) -> "Interrupted":
+        """A signal's interruption, which says how to go on, unless it does already."""
+        if isinstance(stop, Interrupted):
+            return stop if str(stop) else cls(stop.number, f"interrupted; {way_on}")
+        return cls(signal.SIGINT, f"interrupted; {way_on}")
+
     @property
     def exit_code(self) -> int:
         """What a shell expects of a process that this signal ended: 130 of Ctrl-C, 143 of SIGTERM."""
@@ -105,8 +112,7 @@ def one_sentence(argv: Sequence[str], output_dir: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
-        raise Interrupted(number, f"interrupted; {_way_on(argv, output_dir)}") from error
+        raise Interrupted.by(error, _way_on(argv, output_dir)) from error
     except TrainingFault as error:
         raise _with_way_on(error, argv, output_dir) from error
     except InputError as error:

@@ -48,6 +48,12 @@ def prepare(data: DataArguments, arguments: ViTTrainingArguments) -> "Tables | S
     for split, count in skipped.items():
         if count:
             print(f"Left out of the split {split!r}, because they cannot be read: {count:,} images.")
+    step = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and len(splits["train"]) < step:
+        raise InputError(
+            f"--dataloader_drop_last leaves nothing of {len(splits['train']):,} training images, which are no batch of "
+            f"{step}; leave it out."
+        )
     if labelled:
         _require_readable_classes(asked["train"], splits["train"])
     images = {str(split): len(rows) for split, rows in splits.items()}

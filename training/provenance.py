@@ -11,7 +11,13 @@ from transformers import TrainingArguments
 from transformers.utils import cached_file
 
 from vitrail.modeling.configuration_vit import VARIANTS
-from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainingArguments
+from vitrail.training.arguments import (
+    FROZEN,
+    DataArguments,
+    ModelArguments,
+    ViTTrainingArguments,
+    recipe_settings,
+)
 
 
 # Of transformers' arguments those that change what is learned; the others say where, how often or how fast.
@@ -27,6 +33,11 @@ _LEARNING = {
 _ELSEWHERE = {
     *("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "license", "model"),
     *("objective", "on_bad_image", "recipe", "shuffle_buffer", "validation_fraction"),
+}
+# All that there is to say of a method which takes no steps and varies no image.
+_OF_FEATURES = {
+    *("bf16", "config_overrides", "fp16", "image_size", "max_eval_samples", "max_train_samples", "method"),
+    *("patch_size", "seed", "shot_draws", "shots"),
 }
 _LICENSE_FIELDS = ("license", "license_name", "license_link")
 
@@ -46,7 +57,8 @@ class Provenance:
             nobody has said.
         license_inherited: whether it is the base model's.
         settings: the arguments that say how the model was trained, by their flags' names, where they are not
-            transformers' defaults or ours; and what is done to the images, in any case.
+            transformers' defaults or ours, or the recipe has a say in them; and what is done to the images, in any
+            case.
     """
 
     dataset: str
@@ -91,18 +103,20 @@ def provenance_of(
     )
 
 
-def _settings(*arguments: Any) -> dict[str, Any]:
+def _settings(model: ModelArguments, data: DataArguments, training: ViTTrainingArguments) -> dict[str, Any]:
     """What stands in `Provenance.settings`."""
     stock = {argument.name: argument.default for argument in fields(TrainingArguments)}
+    of_recipe = recipe_settings(training.recipe).keys() if training.recipe else ()
     settings = {}
-    for group in arguments:
+    for group in (model, data, training):
         for argument in fields(group):
             name, value = argument.name, getattr(group, argument.name)
             value = value.value if isinstance(value, Enum) else value
             changed = value != stock.get(name, argument.default) and value not in (None, {}, [])
             always = isinstance(group, DataArguments) and value not in (None, 0, "none")
             told = name in _LEARNING if name in stock else argument.init and name not in _ELSEWHERE
-            if told and (changed or always):
+            heeded = model.method not in FROZEN or name in _OF_FEATURES
+            if told and heeded and (changed or always or name in of_recipe):
                 settings[name] = value
     return settings
 

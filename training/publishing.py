@@ -10,6 +10,7 @@ from transformers.trainer_utils import HubStrategy
 
 from vitrail.publishing import Publication, Published, PublishingError
 from vitrail.training.arguments import ViTTrainingArguments
+from vitrail.training.interruption import Interrupted
 
 
 def prepare_publication(arguments: ViTTrainingArguments) -> Publication | None:
@@ -42,10 +43,17 @@ def prepare_publication(arguments: ViTTrainingArguments) -> Publication | None:
 
 
 def publish(publication: Publication | None) -> Published | PublishingError | None:
-    """Where the model is, or why it is not there: by now a run has its results, which no failure may cost."""
+    """Where the model is, or why it is not there: by now a run has its results, which no failure may cost.
+
+    Raises:
+        Interrupted: by a signal.
+    """
     if publication is None:
         return None
     try:
         return publication.push()
     except PublishingError as error:
         return error
+    except KeyboardInterrupt as stop:
+        safe = f"the finished model is safe in {publication.folder}, and this publishes it: {publication.command}"
+        raise Interrupted.by(stop, safe) from stop

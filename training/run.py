@@ -22,7 +22,7 @@ from vitrail.training.augmentation import (
     class_labels,
     color_labels,
 )
-from vitrail.training.building import build_model
+from vitrail.training.building import build_model, check_model
 from vitrail.training.columns import is_multi_label, label_names
 from vitrail.training.data import class_counts
 from vitrail.training.interruption import one_sentence
@@ -84,7 +84,7 @@ def train(argv: Sequence[str]) -> TrainingResult:
     run = plan_run(model_arguments, data_arguments, arguments)
     with one_sentence(argv, output_dir):
         publication, metrics, images, samples = _train(model_arguments, data_arguments, arguments, run)
-    return TrainingResult(output_dir, metrics, images, samples, publish(publication))
+        return TrainingResult(output_dir, metrics, images, samples, publish(publication))
 
 
 def _train(
@@ -95,6 +95,7 @@ def _train(
 ) -> tuple[Publication | None, dict[str, Any], dict[str, int], list[Path]]:
     """What is to be published, and what `TrainingResult` has of a run: its metrics, images and samples."""
     classifying = arguments.objective == "classification"
+    check_model(model_arguments)
     set_seed(arguments.seed)
     data = prepare(data_arguments, arguments)
     multi_label = classifying and is_multi_label(data.features)

@@ -1,14 +1,15 @@
 """transformers' Trainer, where a ViT needs something else of it."""
 
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, SchedulerType, Trainer, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.training_args import OptimizerNames
@@ -63,7 +64,8 @@ class ViTTrainer(ResumableTrainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: ViTTrainingArguments, model: Any = None) -> tuple[Any, dict[str, Any]]:
         """The optimiser of `--optim` for `parameter_groups`, or Muon for some of them and it for the others."""
-        optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        with _named(f"--optim {OptimizerNames(args.optim).value}"):
+            optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if not kwargs.keys().isdisjoint(("params", "model", "optimizer_dict")):
             if args.layer_lr_decay != 1 or args.muon_learning_rate is not None:
                 raise InputError(
@@ -77,6 +79,15 @@ class ViTTrainer(ResumableTrainer):
         if args.muon_learning_rate is None:
             return optimizer_class, kwargs
         return Muon, kwargs | {"rest": optimizer_class}
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's.
+
+        Raises:
+            InputError: it needs other `--lr_scheduler_kwargs`.
+        """
+        with _named(f"--lr_scheduler_type {SchedulerType(self.args.lr_scheduler_type).value}"):
+            return super().create_scheduler(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs) -> Any:
         """In training as `compute_loss_func` says, if there is any; in evaluation the model's own, plain loss."""
@@ -147,6 +158,15 @@ class ViTTrainer(ResumableTrainer):
             story = (self.method, self.remark, self.pictures, remote_code)
             card = model_card(model, self.args, self.provenance, self.state, self.results, *story)
             card.save(f"{self.args.output_dir}/README.md")
+
+
+@contextmanager
+def _named(flag: str) -> Iterator[None]:
+    """What a flag's value lacks, in a sentence that names it."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"{flag} cannot be used: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
 
 
 class MaskedPatchTrainer(ViTTrainer):

@@ -17,6 +17,14 @@ def hardware_without_bfloat16():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def streams_that_end_at_once():
+    """`datasets` sleeps for five seconds after every pass over a shuffled stream of parquet files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """48 JPEGs of two kinds that anybody can tell apart: `bright/` and `dark/`."""

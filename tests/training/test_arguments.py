@@ -15,6 +15,12 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_defaults():
     assert training.output_dir == "runs/digits"
 
 
+@pytest.mark.parametrize("how", [[], ["--model", "Ti/16"], ["--model", "a/b"], ["--recipe", "lora", "--model", "a/b"]])
+def test_digits_are_never_mirrored_unless_somebody_says_so(how):
+    assert parse_arguments(["--dataset", "digits", *how])[1].flip == 0
+    assert parse_arguments(["--dataset", "digits", *how, "--flip", "0.5"])[1].flip == 0.5
+
+
 def test_a_model_from_scratch_takes_its_recipe_and_a_checkpoint_that_of_fine_tuning():
     assert parse_arguments(["--dataset", "x", "--model", "Ti/16"])[2].recipe == "scratch-small"
     argv = ["--dataset", "x/beans", "--model", "some/checkpoint"]
@@ -42,6 +48,12 @@ def test_every_recipe_parses(recipe, tmp_path):
         (["--dataset", "x", "--max_train_samples", "0"], "max_train_samples must be"),
         (["--dataset", "x", "--validation_fraction", "1"], "validation_fraction must lie"),
         (["--dataset", "x", "--learning_rate", "nan"], "learning_rate must be"),
+        (["--dataset", "x", "--weight_decay", "nan"], "weight_decay must be"),
+        (["--dataset", "x", "--max_grad_norm", "-1"], "max_grad_norm must be"),
+        (["--dataset", "x", "--num_train_epochs", "0"], "num_train_epochs must be"),
+        (["--dataset", "x", "--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be"),
+        (["--dataset", "x", "--seed", "99999999999"], "seed must be"),
+        (["--dataset", "x", "--method", "few-shot", "--balanced_sampling"], "leave out balanced_sampling"),
         (["--dataset", "x", "--layer_lr_decay", "0"], "layer_lr_decay must be"),
         (["--dataset", "x", "--muon_learning_rate", "inf"], "muon_learning_rate must be"),
         (["--dataset", "x", "--ema_decay", "1"], "ema_decay must be"),

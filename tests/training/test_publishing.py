@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 
 import pytest
 from huggingface_hub import ModelCard
@@ -81,6 +82,15 @@ def test_a_hub_that_fails_costs_nothing(online, ask_hub, image_folder, tiny_flag
     tuned = ["--model", "alice/unlucky", "--dataset", str(image_folder), "--output_dir", str(tmp_path / "tuned")]
     train([*tuned, "--max_steps", "1", "--disable_tqdm", "true"])
     assert ModelCard.load(tmp_path / "tuned" / "README.md").data.to_dict()["base_model"] == "alice/unlucky"
+
+
+def test_a_signal_while_it_is_published_costs_nothing(online, monkeypatch, image_folder, tiny_flags, tmp_path, capsys):
+    monkeypatch.setattr("vitrail.publishing.publication.check_reload", lambda *_: signal.raise_signal(signal.SIGTERM))
+    flags = [*tiny_flags, "--dataset", str(image_folder), "--output_dir", str(tmp_path), "--num_train_epochs", "1"]
+    assert main(["train", *flags, "--push_to_hub", "--hub_model_id", "alice/stopped"]) == 143
+    safe = f"the finished model is safe in {tmp_path}, and this publishes it: vitrail push {tmp_path} alice/stopped"
+    assert capsys.readouterr().err.strip().endswith(safe)
+    assert (tmp_path / "all_results.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,22 @@ def test_a_place_that_cannot_be_written_is_named_before_any_work(tmp_path):
         train(["--dataset", "digits", "--output_dir", str(tmp_path / "file")])
 
 
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--optim", "lomo"], "--optim lomo cannot be used: "),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "--lr_scheduler_type cosine_with_min_lr cannot be used: "),
+        (["--dataloader_drop_last", "--per_device_train_batch_size", "99"], "--dataloader_drop_last leaves nothing of"),
+    ],
+    ids=["optimiser", "schedule", "batch"],
+)
+def test_what_cannot_be_trained_with_is_named(image_folder, tiny_flags, tmp_path, more, sentence):
+    flags = [*tiny_flags, "--muon_learning_rate", "0", "--dataset", str(image_folder), "--output_dir", str(tmp_path)]
+    with pytest.raises(InputError, match=sentence) as caught:
+        train([*flags, *more])
+    assert "\n" not in str(caught.value)
+
+
 def test_evaluation_leaves_nothing_behind(run, image_folder, tmp_path, monkeypatch):
     result, _ = run
     monkeypatch.chdir(tmp_path)
