@@ -94,7 +94,7 @@ def _sources(folder: Path, config: dict[str, Any]) -> list[str]:
 
 
 def _pictures(folder: Path) -> list[str]:
-    """The pictures in the folder that its card shows."""
+    """The pictures in the folder, and not behind a link out of it, that its card shows."""
     card = folder / CARD
     if not card.is_file():
         return []
@@ -107,4 +107,5 @@ def _pictures(folder: Path) -> list[str]:
         if not (name.startswith("..") or os.path.isabs(name))
         and Path(name).suffix.lower() in _PICTURES
         and (folder / name).is_file()
+        and (folder / name).resolve().is_relative_to(folder.resolve())
     ]

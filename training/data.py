@@ -174,7 +174,7 @@ def require_classes(features: Features, counts: Mapping[str, np.ndarray], images
     names, multi_label, train = label_names(features), is_multi_label(features), counts["train"]
     if np.count_nonzero(train) < 2 and not multi_label:
         raise InputError(f"All training images are of the class {names[train.argmax()]!r}; there must be another.")
-    if multi_label and np.isin(train, (0, images)).all():
+    if multi_label and ((train == 0) | (train == images)).all():
         raise InputError("All training images have the same classes, so that there is nothing to tell apart.")
     for split, held_out in counts.items():
         for missing in np.flatnonzero((held_out > 0) & (train == 0)):

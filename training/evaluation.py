@@ -56,6 +56,8 @@ def evaluate(
             classes that the model does not know, or lists of them where it has learned one per image, or the other way
             round.
     """
+    if batch_size < 1:
+        raise InputError("batch_size must be at least 1.")
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,7 @@ def evaluate(
     if on_bad_image == "skip":
         metrics[f"skipped_images_{split}"] = len(left_out)
     if output is not None:
-        classes = results_by_class(evaluated, network.config)
+        classes = results_by_class(evaluated, network.config.labels, multi_label)
         whole = metrics | {f"eval_{name}": figures for name, figures in classes.items()}
         if not multi_label:
             judgements = Judgements(*evaluated.predictions)

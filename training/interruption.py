@@ -141,7 +141,16 @@ def _way_on(argv: Sequence[str], output_dir: Path, flags: str = "") -> str:
     safe = f"{progress_of(checkpoint)} is safe in {checkpoint}" if checkpoint else "there is no checkpoint yet"
     if checkpoint and "--restart" not in flags and any(flag.split("=")[0] == "--restart" for flag in argv):
         flags += " --restart false"  # the last one counts
-    return f"{safe}; go on with: vitrail train {shlex.join(argv)} {flags.strip()}".rstrip()
+    return f"{safe}; go on with: {_program()} {shlex.join(argv)} {flags.strip()}".rstrip()
+
+
+def _program() -> str:
+    """What starts as many processes as there are now."""
+    world, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if world == 1:
+        return "vitrail train"
+    launcher = f"torchrun --nproc_per_node {world}" if world == here else "(by the same launcher, on every machine)"
+    return f"{launcher} -m vitrail.training"
 
 
 _UNWRITABLE = {

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
-from vitrail.modeling import InputError, ViTConfig
+from vitrail.modeling import InputError
 from vitrail.training.arguments import ViTTrainingArguments
 from vitrail.training.metrics import Judgements, by_class, class_results
 
@@ -89,12 +89,13 @@ def multi_label_class_results(logits: np.ndarray, references: np.ndarray, labels
     return {"per_class": by_class(labels, columns)}
 
 
-def results_by_class(evaluated: EvalLoopOutput | PredictionOutput, config: ViTConfig) -> dict[str, dict]:
+def results_by_class(
+    evaluated: EvalLoopOutput | PredictionOutput, labels: Sequence[str], multi_label: bool
+) -> dict[str, dict]:
     """`class_results` of what an evaluation kept of its images: `Judgements`, or a multi-label model's logits."""
-    if config.is_multi_label:
-        references = np.asarray(evaluated.label_ids)
-        return multi_label_class_results(np.asarray(evaluated.predictions), references, config.labels)
-    return class_results(Judgements(*evaluated.predictions), config.labels)
+    if multi_label:
+        return multi_label_class_results(np.asarray(evaluated.predictions), np.asarray(evaluated.label_ids), labels)
+    return class_results(Judgements(*evaluated.predictions), labels)
 
 
 def _average_precisions(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -31,16 +31,25 @@ _COLORMAP = "Blues"
 
 def save_samples(
     model: ViTForImageClassification, processor: ViTImageProcessor, rows: Dataset, output_dir: Path
-) -> list[Path]:
-    """Saves a few held-out images, and `samples_with_rollout.png` of what the model says and where it looks.
-
-    Returns:
-        the images' files, PNGs in `samples/`.
-    """
+) -> None:
+    """Saves a few held-out images, and `samples_with_rollout.png` of what the model says and where it looks."""
+    for earlier in sample_files(output_dir):
+        earlier.unlink()
     chosen = np.random.default_rng(0).permutation(len(rows))[:_SAMPLES]
     images, figure = _looked_at(model, processor, rows, chosen)
     figure.savefig(output_dir / "samples_with_rollout.png", dpi=_DPI)
-    return [_save_sample(image, output_dir / "samples" / f"{i}.png") for i, image in enumerate(images)]
+    (output_dir / "samples").mkdir(exist_ok=True)
+    for index, image in enumerate(images):
+        image.save(_sample_file(output_dir, index))
+
+
+def sample_files(output_dir: Path) -> list[Path]:
+    """The held-out images that `save_samples` has left."""
+    return [path for index in range(_SAMPLES) if (path := _sample_file(output_dir, index)).exists()]
+
+
+def _sample_file(output_dir: Path, index: int) -> Path:
+    return output_dir / "samples" / f"{index}.png"
 
 
 def save_confusions(judgements: Judgements, labels: Sequence[str], output_dir: Path) -> str:
@@ -215,9 +224,3 @@ def _looked_at(
 
 def _listed(labels: Sequence[str], classes: Sequence[int]) -> str:
     return ", ".join(labels[index] for index in sorted(classes)) or "none"
-
-
-def _save_sample(image: Image.Image, path: Path) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    image.save(path)
-    return path

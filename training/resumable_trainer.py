@@ -22,7 +22,6 @@ from vitrail.training.arguments import ViTTrainingArguments
 from vitrail.training.interruption import Interrupted, SignalsAfterStep, TrainingFault
 from vitrail.training.resuming import (
     discard_checkpoints,
-    is_complete,
     is_usable,
     move_whole,
     seal,
@@ -95,15 +94,17 @@ class ResumableTrainer(Trainer):
         output_dir = Path(str(self.args.output_dir))
         checkpoint, deleted = output_dir / f"checkpoint-{self.state.global_step}", not output_dir.exists()
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # none goes until the new one is whole
+        sealed = False
         try:
             super()._save_checkpoint(model, trial)
             progress = self._progress()
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 seal(checkpoint, progress)
+            sealed = True
         finally:
             self.args.save_total_limit = limit
-            if self.args.should_save and not is_complete(checkpoint):
+            if self.args.should_save and not sealed:
                 shutil.rmtree(checkpoint, ignore_errors=True)  # a full disk needs the space
         if self.args.should_save:
             best = self.state.best_model_checkpoint
@@ -272,9 +273,10 @@ class _Resumption(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.trainer.restore_progress()
         if args.should_save:
-            discard_checkpoints(Path(str(args.output_dir)), after=state.global_step)
+            folder = str(args.output_dir)
+            discard_checkpoints(Path(folder), after=state.global_step)
             best = state.best_model_checkpoint  # what a kill kept from being rotated
-            rotate_checkpoints(args.output_dir, save_total_limit=args.save_total_limit, best_model_checkpoint=best)
+            rotate_checkpoints(folder, save_total_limit=args.save_total_limit, best_model_checkpoint=best)
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self.trainer.epoch_has_ended = False

@@ -1,11 +1,13 @@
 """A run that is killed at any moment, and started again with the same command, ends as if nothing had happened.
 
 - `run.json` holds the settings of the run that the folder belongs to, from its start.
-- A checkpoint is complete when its `complete.json` lists its files with their sizes; that is written last.
+- A checkpoint is complete when its files are those whose digests its `complete.json` lists; that is written last.
 - `all_results.json` is written last of all: a folder that has it belongs to a run that has ended.
+- `published.json` says where `--push_to_hub` has then put it.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +19,7 @@ from vitrail.training.arguments import DataArguments, ModelArguments, ViTTrainin
 
 
 _RUN, _SEAL, _RESULTS, _STATE = "run.json", "complete.json", "all_results.json", "trainer_state.json"
+_PUBLISHED = "published.json"
 
 # Flags that change neither what is learned nor what is measured: another value may go on with the same run.
 _FREE = {
@@ -25,6 +28,7 @@ _FREE = {
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
 }
+_PROCESSES = "processes"  # which no flag says, but how it is launched
 _FREE_PREFIXES = ("hub_", "log", "trackio_", "ddp_")
 
 
@@ -36,11 +40,13 @@ class Run:
         output_dir: the folder.
         settings: what the flags say, as far as it bears on what comes out.
         start: the checkpoint to go on from; None for the very beginning.
+        only_to_publish: whether this very run has ended there, but for `--push_to_hub`.
     """
 
     output_dir: Path
     settings: dict[str, Any]
     start: Path | None
+    only_to_publish: bool
 
     def begin(self, arguments: ViTTrainingArguments) -> str | None:
         """Makes the folder that of this run, in an order that can be cut off anywhere.
@@ -63,7 +69,8 @@ class Run:
                 if _step(checkpoint) > after and not is_complete(checkpoint):
                     print(f"{checkpoint} is incomplete and is passed over.")
         discard_checkpoints(self.output_dir, after)
-        (self.output_dir / _RESULTS).unlink(missing_ok=True)
+        for name in (_RESULTS, _PUBLISHED):
+            (self.output_dir / name).unlink(missing_ok=True)
         _write(self.output_dir / _RUN, self.settings)
         if self.start is not None:
             print(f"Resuming from {self.start}, {progress_of(self.start)}.")
@@ -72,20 +79,32 @@ class Run:
 def plan_run(model: ModelArguments, data: DataArguments, arguments: ViTTrainingArguments) -> Run:
     """Finds out where a run with these settings begins; nothing is changed on the disk yet.
 
-    An unfinished run with the same settings goes on; one that has ended makes room for a new one, and so does, with
-    `--restart`, an unfinished one.
+    An unfinished run with the same settings goes on; one that has ended makes room for a new one, unless it is still to
+    be published, and so does, with `--restart`, an unfinished one.
 
     Raises:
         InputError: the output folder holds an unfinished run with other settings, or `--resume_from_checkpoint` names
             no complete checkpoint.
     """
     output_dir, settings = Path(str(arguments.output_dir)), _settings(model, data, arguments)
-    return Run(output_dir, settings, _start(output_dir, settings, arguments))
+    finished = has_ended(output_dir) and _read(output_dir / _RUN) == settings and not arguments.restart
+    to_publish = finished and arguments.push_to_hub and not (output_dir / _PUBLISHED).exists()
+    return Run(output_dir, settings, _start(output_dir, settings, arguments), to_publish)
 
 
 def end_run(output_dir: Path, results: dict[str, Any]) -> None:
     """Writes `all_results.json`, which says that everything else is there."""
     _write(output_dir / _RESULTS, results)
+
+
+def results_of(output_dir: Path) -> dict[str, Any]:
+    """What `end_run` has written."""
+    return json.loads((output_dir / _RESULTS).read_text(encoding="utf-8"))
+
+
+def note_publication(output_dir: Path, url: str) -> None:
+    """Remembers that the model of a run is where it was to go."""
+    _write(output_dir / _PUBLISHED, {"url": url})
 
 
 def has_ended(output_dir: Path) -> bool:
@@ -114,8 +133,8 @@ def seal(checkpoint: Path, progress: dict[str, Any]) -> None:
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     for file in files:
         _sync(file)
-    sizes = {str(file.relative_to(checkpoint)): file.stat().st_size for file in files}
-    _write(checkpoint / _SEAL, {"progress": progress, "files": sizes})
+    digests = {str(file.relative_to(checkpoint)): _digest(file) for file in files}
+    _write(checkpoint / _SEAL, {"progress": progress, "files": digests})
     _sync_names(checkpoint.parent)
 
 
@@ -126,12 +145,12 @@ def sealed_progress(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint is sealed, and its files are there in their full sizes."""
+    """Whether a checkpoint is sealed, and its files are there as they were then."""
     sealed = _read(checkpoint / _SEAL)
     if sealed is None:
         return False
-    files = {checkpoint / name: size for name, size in sealed["files"].items()}
-    return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
+    files = {checkpoint / name: digest for name, digest in sealed["files"].items()}
+    return all(file.is_file() and _digest(file) == digest for file, digest in files.items())
 
 
 def is_usable(checkpoint: Path) -> bool:
@@ -162,14 +181,12 @@ def move_whole(staging: Path, output_dir: Path) -> None:
     staging.rmdir()
 
 
-def _settings(*groups: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for group in groups:
-        settings |= group.to_dict() if isinstance(group, ViTTrainingArguments) else dataclasses.asdict(group)
+def _settings(model: ModelArguments, data: DataArguments, arguments: ViTTrainingArguments) -> dict[str, Any]:
+    settings = dataclasses.asdict(model) | dataclasses.asdict(data) | arguments.to_dict()
     kept = {
         name: value for name, value in settings.items() if name not in _FREE and not name.startswith(_FREE_PREFIXES)
     }
-    return json.loads(json.dumps(kept, default=str))
+    return json.loads(json.dumps(kept | {_PROCESSES: arguments.world_size}, default=str))
 
 
 def _start(output_dir: Path, settings: dict[str, Any], arguments: ViTTrainingArguments) -> Path | None:
@@ -183,7 +200,8 @@ def _start(output_dir: Path, settings: dict[str, Any], arguments: ViTTrainingArg
         return newest
     if asked is not None and asked.parent == output_dir:
         return asked
-    changes = [f"--{name} was {recorded[name]} and is {settings[name]}" for name in differing]
+    named = {_PROCESSES: "the number of processes"}
+    changes = [f"{named.get(name, f'--{name}')} was {recorded[name]} and is {settings[name]}" for name in differing]
     held = f"an unfinished run with other settings ({', '.join(changes)})" if changes else "checkpoints of another run"
     raise InputError(
         f"{output_dir} holds {held}: --restart discards it, --resume_from_checkpoint last goes on from it all the same,"
@@ -233,6 +251,11 @@ def _read(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -37,15 +37,18 @@ from vitrail.training.multi_label import (
     with_metric,
 )
 from vitrail.training.patch_dropout import PatchDropoutSchedule
-from vitrail.training.pictures import save_confusions, save_mistakes, save_samples
+from vitrail.training.pictures import sample_files, save_confusions, save_mistakes, save_samples
 from vitrail.training.precision import choose_attention
 from vitrail.training.preparation import StreamedTables, Tables, prepare
 from vitrail.training.probes import FewShotTrainer, LinearProbeTrainer
 from vitrail.training.progress import draw_bars_on_terminals_alone
 from vitrail.training.provenance import provenance_of
 from vitrail.training.publishing import prepare_publication, publish
-from vitrail.training.resuming import Run, end_run, plan_run
+from vitrail.training.resuming import Run, end_run, note_publication, plan_run, results_of
 from vitrail.training.trainer import MaskedPatchTrainer, ViTTrainer
+
+
+_PREFIXES = {"train": "train", "validation": "eval", "test": "test"}  # of splits' figures, as the Trainer's
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,18 @@ def train(argv: Sequence[str]) -> TrainingResult:
     output_dir = _writable(Path(str(arguments.output_dir)))
     run = plan_run(model_arguments, data_arguments, arguments)
     with one_sentence(argv, output_dir):
-        publication, metrics, images, samples = _train(model_arguments, data_arguments, arguments, run)
-        return TrainingResult(output_dir, metrics, images, samples, publish(publication))
+        if run.only_to_publish:
+            print(f"{output_dir} holds the finished model of this very run; what remains is to publish it.")
+            publication, metrics = prepare_publication(arguments), results_of(output_dir)
+        else:
+            publication, metrics = _train(model_arguments, data_arguments, arguments, run)
+        published = publish(publication)
+        if isinstance(published, Published):
+            note_publication(output_dir, published.url)
+    counts = {split: metrics.get(f"{prefix}_samples") for split, prefix in _PREFIXES.items()}
+    images = {split: count for split, count in counts.items() if count is not None}
+    samples = sample_files(output_dir) if arguments.objective == "classification" else []
+    return TrainingResult(output_dir, metrics, images, samples, published)
 
 
 def _train(
@@ -92,8 +105,8 @@ def _train(
     data_arguments: DataArguments,
     arguments: ViTTrainingArguments,
     run: Run,
-) -> tuple[Publication | None, dict[str, Any], dict[str, int], list[Path]]:
-    """What is to be published, and what `TrainingResult` has of a run: its metrics, images and samples."""
+) -> tuple[Publication | None, dict[str, Any]]:
+    """What is to be published, and what `all_results.json` then holds."""
     classifying = arguments.objective == "classification"
     check_model(model_arguments)
     set_seed(arguments.seed)
@@ -135,26 +148,26 @@ def _train(
     print(data.settle(arguments, data_arguments, inputs))
 
     metrics = dict(trainer.train(resume_from_checkpoint=run.begin(given)).metrics)
-    held_out = {"validation": "eval", "test": "test"}
     counted = {}
-    for split in [split for split in held_out if split in inputs]:  # the last is the one that the pictures show
-        metrics |= trainer.evaluate(inputs[split], metric_key_prefix=held_out[split])
+    for split in [split for split in ("validation", "test") if split in inputs]:  # the pictures show the last
+        metrics |= trainer.evaluate(inputs[split], metric_key_prefix=_PREFIXES[split])
         counted[split] = len(trainer.evaluated.label_ids)
         if classifying:
-            classes = results_by_class(trainer.evaluated, model.config)
-            metrics |= {f"{held_out[split]}_{name}": figures for name, figures in classes.items()}
+            classes = results_by_class(trainer.evaluated, model.config.labels, multi_label)
+            metrics |= {f"{_PREFIXES[split]}_{name}": figures for name, figures in classes.items()}
     data.count(counted)
+    metrics |= {f"{_PREFIXES[split]}_samples": count for split, count in data.images.items()}
     metrics |= {f"skipped_images_{split}": count for split, count in data.skipped.items()}
     trainer.results = metrics
     trainer.save_model()
     trainer.save_state()
-    samples, output_dir = [], Path(str(arguments.output_dir))
+    output_dir = Path(str(arguments.output_dir))
     if trainer.is_world_process_zero():
         if classifying:  # the saved weights are whole, which those of a sharded model are not
             saved: Any = ViTForImageClassification.from_pretrained(output_dir)
             saved.to(arguments.device)
             shown = "test" if "test" in inputs else "validation"
-            samples = save_samples(saved, processor, data.samples(shown), output_dir)
+            save_samples(saved, processor, data.samples(shown), output_dir)
             if not multi_label:
                 judgements = Judgements(*trainer.evaluated.predictions)
                 confusions = save_confusions(judgements, model.config.labels, output_dir)
@@ -162,7 +175,7 @@ def _train(
                 trainer.pictures = [confusions, mistakes] if mistakes else [confusions]
         trainer.create_model_card()
         end_run(output_dir, metrics)
-    return publication, metrics, data.images, samples
+    return publication, metrics
 
 
 def _classifier_trainer(

@@ -112,6 +112,7 @@ def load_streams(
     image_column = choose_image(image_column, _known(leading), first, dataset)
     features = Features({"row": Value("int64"), "key": Value("int64"), "image": Image(decode=False)})
     lengths = {split: _declared_length(rows) for split, rows in splits.items()}
+    rows: dict[str, IterableDataset | Dataset]
     if not labelled:
         rows = {split: _rows(rows, image_column, split, dataset) for split, rows in splits.items()}
         return Streams(dataset, rows, features, lengths, {})

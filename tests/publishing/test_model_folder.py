@@ -39,6 +39,14 @@ def test_files_are_published_for_a_reason(model_folder):
     assert all(path == model_folder / name for name, path in files.items())
 
 
+def test_a_picture_is_not_a_link_to_something_else(model_folder, tmp_path):
+    (tmp_path / "secret").write_text("of somebody")
+    (model_folder / "linked.png").symlink_to(tmp_path / "secret")
+    (model_folder / "same.png").symlink_to("shown.png")
+    (model_folder / "README.md").write_text("![](linked.png) ![](same.png) ![](shown.png)")
+    assert sorted(name for name in model_files(model_folder) if name.endswith(".png")) == ["same.png", "shown.png"]
+
+
 def test_sources_are_published_with_a_model_that_needs_them(odd_folder, model_folder):
     (odd_folder / "handler.py").write_text("stray = True")
     files = model_files(odd_folder)

@@ -90,7 +90,16 @@ def test_a_signal_while_it_is_published_costs_nothing(online, monkeypatch, image
     assert main(["train", *flags, "--push_to_hub", "--hub_model_id", "alice/stopped"]) == 143
     safe = f"the finished model is safe in {tmp_path}, and this publishes it: vitrail push {tmp_path} alice/stopped"
     assert capsys.readouterr().err.strip().endswith(safe)
-    assert (tmp_path / "all_results.json").exists()
+    weights = (tmp_path / "model.safetensors").stat()
+
+    monkeypatch.setattr("vitrail.publishing.publication.check_reload", lambda *_: None)
+    assert main(["train", *flags, "--push_to_hub", "--hub_model_id", "alice/stopped"]) == 0
+    said = capsys.readouterr().out
+    assert "what remains is to publish it" in said
+    assert "images of the validation split" in said
+    assert f"vitrail predict --model {tmp_path} {tmp_path}/samples/0.png" in said
+    assert (tmp_path / "model.safetensors").stat() == weights
+    assert "model.safetensors" in online.list_repo_files("alice/stopped")
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from vitrail.cli.main import main
 from vitrail.modeling import InputError
 from vitrail.training import preparation, train
-from vitrail.training.arguments import parse_arguments
+from vitrail.training.arguments import ViTTrainingArguments, parse_arguments
 from vitrail.training.augmentation import EvaluationTransform
 from vitrail.training.data import load_splits
-from vitrail.training.interruption import SignalsAfterStep
+from vitrail.training.interruption import SignalsAfterStep, one_sentence
 from vitrail.training.resuming import last_checkpoint, plan_run
 from vitrail.training.trainer import ViTTrainer
 
@@ -36,7 +36,7 @@ RANDOM |= {"patch_dropout_prob": 0.25}
 def no_pictures():
     """They take longer than the training."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, made in (("samples", []), ("confusions", "confusion_matrix.png"), ("mistakes", None)):
+        for name, made in (("samples", None), ("confusions", "confusion_matrix.png"), ("mistakes", None)):
             patch.setattr(f"vitrail.training.run.save_{name}", lambda *_, made=made: made)
         yield
 
@@ -245,6 +245,7 @@ DAMAGES = {
     "cut short": lambda file: os.truncate(file, file.stat().st_size // 2),
     "empty": lambda file: os.truncate(file, 0),
     "missing": Path.unlink,
+    "zeroed": lambda file: file.write_bytes(bytes(file.stat().st_size)),
 }
 
 
@@ -314,6 +315,18 @@ def test_other_settings_are_named(finished, flags, tmp_path):
     assert asked == str(killed / "checkpoint-4")
     assert where(killed, flags, "--learning_rate", "0.2", "--restart") is None
     assert not list(killed.glob("checkpoint-*"))
+
+
+def test_other_processes_are_other_settings_and_the_way_on_names_them(finished, flags, tmp_path, monkeypatch):
+    killed = killed_after(4, finished, tmp_path / "killed")
+    monkeypatch.setattr(ViTTrainingArguments, "world_size", 2)
+    with pytest.raises(InputError, match=r"with other settings \(the number of processes was 1 and is 2\)"):
+        where(killed, flags)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    way_on = "go on with: torchrun --nproc_per_node 2 -m vitrail.training --output_dir x"
+    with pytest.raises(InputError, match=way_on), one_sentence(["--output_dir", "x"], killed):
+        raise InputError("It rains.")
 
 
 def test_a_run_that_has_ended_makes_room_for_a_new_one(finished, flags, tmp_path):
