@@ -187,8 +187,9 @@ class ResumableTrainer(Trainer):
         progress = self._resumed_progress()
         if progress is None:
             return trained
-        if (images := self._images()) != progress["images"]:
-            print(f"{self.resumed_from} was trained on {progress['images']:,} images, and goes on with {images:,}.")
+        images, before = self._images(), progress["images"]
+        if images is not None and before is not None and images != before:
+            print(f"{self.resumed_from} was trained on {before:,} images, and goes on with {images:,}.")
         if images is not None:
             return trained
         # The Trainer counts a stream of unknown length as one epoch, though it may have been read again and again.
