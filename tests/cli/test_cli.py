@@ -101,7 +101,7 @@ def one_sentence(code: int, stderr: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train --dataset no/such-data", "no/such-data"),
+        ("train --dataset no/such-data --model Ti/16", "no/such-data"),
         ("train --dataset digits --model B/17", "There is no variant 'B/17'; the variants are Ti/16"),
         (
             "train --dataset digits --model Ti/16 --patch_size 9",
@@ -110,7 +110,7 @@ def one_sentence(code: int, stderr: str) -> str:
         ("train --dataset digits --label_column kind", "no column 'kind'; its columns are image, label"),
         ("train --dataset digits --learning_rate fast", "invalid float value: 'fast'"),
         ("train --dataset digits --sideways", "There is no flag --sideways"),
-        ("train --dataset empty", "The folder empty is empty"),
+        ("train --dataset empty --model Ti/16", "The folder empty is empty"),
         ("evaluate --model nothing --dataset digits", "nothing is neither a folder"),
         ("predict --model nothing x.png", "nothing is neither a folder"),
         ("demo --model nothing", "nothing is neither a folder"),
