@@ -92,7 +92,13 @@ def multi_label_class_results(logits: np.ndarray, references: np.ndarray, labels
 def results_by_class(
     evaluated: EvalLoopOutput | PredictionOutput, labels: Sequence[str], multi_label: bool
 ) -> dict[str, dict]:
-    """`class_results` of what an evaluation kept of its images: `Judgements`, or a multi-label model's logits."""
+    """What is to be said of each class after an evaluation: `class_results`, or `multi_label_class_results`.
+
+    Args:
+        evaluated: what it kept of n images: `Judgements`, or of a multi-label model logits and labels (n, K).
+        labels: the K classes' names.
+        multi_label: which of the two.
+    """
     if multi_label:
         return multi_label_class_results(np.asarray(evaluated.predictions), np.asarray(evaluated.label_ids), labels)
     return class_results(Judgements(*evaluated.predictions), labels)
