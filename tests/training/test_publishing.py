@@ -97,7 +97,7 @@ def test_a_signal_while_it_is_published_costs_nothing(online, monkeypatch, image
     said = capsys.readouterr().out
     assert "what remains is to publish it" in said
     assert "images of the validation split" in said
-    assert f"vitrail predict --model {tmp_path} {tmp_path}/samples/0.png" in said
+    assert f" predict --model {tmp_path} {tmp_path}/samples/0.png\n" in said
     assert (tmp_path / "model.safetensors").stat() == weights
     assert "model.safetensors" in online.list_repo_files("alice/stopped")
 
