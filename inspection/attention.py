@@ -8,10 +8,13 @@ import torch
 from transformers import PreTrainedModel
 
 from vitrail.inspection.observation import (
+    HeadFusion,
     HeatmapOutput,
+    LayerScores,
     attention_blocks,
     check_finite,
     config_of,
+    fuse,
     observed_call,
     observed_layers,
     patch_grids,
@@ -65,12 +68,15 @@ def attention_maps(
 
 
 @torch.no_grad()
-def layer_attention(model: PreTrainedModel, pixel_values: torch.Tensor, layer: int = -1) -> HeatmapOutput:
+def layer_attention(
+    model: PreTrainedModel, pixel_values: torch.Tensor, layer: int = -1, patch: tuple[int, int] | None = None
+) -> HeatmapOutput:
     """What each head of one layer attends to: the raw attention of the tokens that the model's head reads.
 
     Args:
         model, pixel_values: as of `attention_rollout`.
         layer: which layer, from 0, or from -1 backwards.
+        patch: (row, column) in the grid of patches, from 0, for that patch's attention instead.
 
     Returns:
         `heatmap` is (B, k, H/P, W/P): the class token's attention to the patches, or the mean of that of the tokens
@@ -81,12 +87,48 @@ def layer_attention(model: PreTrainedModel, pixel_values: torch.Tensor, layer: i
     """
     config = config_of(model)
     (index,) = _indices(layer, config.num_hidden_layers, "layer")
-    logits, layers, read = observed_layers(model, pixel_values, "mean")
-    batch, heads, tokens, _ = layers[index][0].shape
-    rows = read.new_zeros(batch, heads, tokens)
-    for images, queries, weights in attention_blocks(*layers[index], num_queries=read.shape[2]):
-        rows[images] += product(read[images, None, :, queries], weights)[:, :, 0]
-    return HeatmapOutput(logits, patch_grids(rows, config, pixel_values))
+    logits, layers, read = observed_layers(model, pixel_values, "mean", patch)
+    return HeatmapOutput(logits, patch_grids(_attention_of(read, layers[index]), config, pixel_values))
+
+
+@torch.no_grad()
+def attention_by_depth(
+    model: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    head_fusion: HeadFusion = "mean",
+    patch: tuple[int, int] | None = None,
+) -> HeatmapOutput:
+    """What each layer attends to, its heads fused: the raw attention of the tokens that the model's head reads.
+
+    Unlike `rollout_by_depth` a layer is seen by itself, without what the layers before it had mixed.
+
+    Args:
+        model, pixel_values, head_fusion: as of `attention_rollout`.
+        patch: (row, column) in the grid of patches, from 0, for that patch's attention instead.
+
+    Returns:
+        `heatmap` is (B, L, H/P, W/P), for each layer as of `layer_attention`, from which it differs by the fusion.
+
+    Raises:
+        InputError: as `attention_rollout`.
+    """
+    logits, layers, read = observed_layers(model, pixel_values, head_fusion, patch)
+    rows = torch.cat([_attention_of(read, layer, head_fusion) for layer in layers], dim=1)
+    return HeatmapOutput(logits, patch_grids(rows, config_of(model), pixel_values))
+
+
+def _attention_of(read: torch.Tensor, layer: LayerScores, head_fusion: HeadFusion | None = None) -> torch.Tensor:
+    """The attention of what is read, (B, 1, t) with sum 1: (B, k, T) of each head, or (B, 1, T) of their fusion.
+
+    Only the rows from the first token that is read to the last are made.
+    """
+    batch, heads, tokens, _ = layer[0].shape
+    first = int(read.amax((0, 1)).nonzero()[0])
+    rows = read.new_zeros(batch, heads if head_fusion is None else 1, tokens)
+    for images, queries, weights in attention_blocks(*layer, slice(first, read.shape[2])):
+        maps = weights if head_fusion is None else fuse(weights, head_fusion)[:, None]
+        rows[images] += product(read[images, None, :, queries], maps)[:, :, 0]
+    return rows
 
 
 def _indices(chosen: int | Sequence[int] | None, count: int, name: str) -> list[int]:

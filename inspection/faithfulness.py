@@ -98,15 +98,17 @@ def faithfulness(
         InputError: an argument is out of its range or misshapen, the model has no class logits or is in training mode,
             or there are NaN or infinite values in the images, the map or the logits.
     """
-    maps = _checked(pixel_values, heatmap, steps, random_draws, batch_size)
+    check_images_and_maps(pixel_values, heatmap, random_draws=random_draws, batch_size=batch_size)
+    maps = _checked(pixel_values, heatmap, steps)
     if model.training:
         raise InputError("The model is in training mode, where dropout makes its logits random; call model.eval().")
-    logits = _logits(model, pixel_values, batch_size)
+    logits = class_logits(model, pixel_values, batch_size)
     targets = targets_of(logits, target)
     blurred = torch.cat([_blurred(images) for images in pixel_values.split(batch_size)])
     zeros = torch.zeros_like(pixel_values[:1])
     ends = torch.stack(
-        (logits, _logits(model, blurred, batch_size), _logits(model, zeros, batch_size).expand_as(logits)), dim=1
+        (logits, class_logits(model, blurred, batch_size), class_logits(model, zeros, batch_size).expand_as(logits)),
+        dim=1,
     )
 
     rows, columns = maps.shape[2:]
@@ -129,14 +131,25 @@ def faithfulness(
     )
 
 
-def _checked(
-    pixel_values: torch.Tensor, heatmap: torch.Tensor, steps: int, random_draws: int, batch_size: int
-) -> torch.Tensor:
-    """The maps, (B, M, rows, columns) float32 on the CPU."""
+def check_images_and_maps(pixel_values: torch.Tensor, heatmap: torch.Tensor, **counts: int) -> None:
+    """Whether these can be used, whatever shape the maps should have.
+
+    Raises:
+        InputError: the images are no batch, they or the maps hold NaN, or a count is below 1.
+    """
     if pixel_values.ndim != 4:
         raise InputError(f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (B, C, H, W).")
     if not torch.isfinite(pixel_values).all():
         raise InputError("pixel_values hold NaN or infinite values; prepare the images with the model's processor.")
+    if not torch.isfinite(heatmap).all():
+        raise InputError("heatmap holds NaN or infinite values, which have no rank; make it of finite numbers.")
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1.")
+
+
+def _checked(pixel_values: torch.Tensor, heatmap: torch.Tensor, steps: int) -> torch.Tensor:
+    """The maps, (B, M, rows, columns) float32 on the CPU."""
     batch, _, height, width = pixel_values.shape
     fits = heatmap.ndim in (3, 4) and len(heatmap) == batch and heatmap.numel() > 0
     if not fits or heatmap.shape[-2] > height or heatmap.shape[-1] > width:
@@ -144,18 +157,17 @@ def _checked(
             f"heatmap has shape {tuple(heatmap.shape)}; for these images it is ({batch}, rows, columns) or "
             f"({batch}, maps, rows, columns), of at most {height} rows and {width} columns."
         )
-    if not torch.isfinite(heatmap).all():
-        raise InputError("heatmap holds NaN or infinite values, which have no rank; make it of finite numbers.")
     if steps < 10 or steps % 10:
         raise InputError(f"steps is {steps}; it must be a multiple of 10, so that the curves pass 10 % and 90 %.")
-    for name, value in {"random_draws": random_draws, "batch_size": batch_size}.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1.")
     return (heatmap if heatmap.ndim == 4 else heatmap[:, None]).float().cpu()
 
 
-def _logits(model: PreTrainedModel, images: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """(n, num_labels) of any number of images."""
+def class_logits(model: PreTrainedModel, images: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """(n, num_labels) float32 of any number of images.
+
+    Raises:
+        InputError: the model gives none, or they are not finite.
+    """
     found = []
     for some in images.split(batch_size):
         logits = model(some).get("logits")
@@ -195,7 +207,7 @@ def _curves(
         which, pixels, missing, baseline = some.unbind(1)
         there = (ranks[which] < pixels[:, None, None]) ^ missing.bool()[:, None, None]
         images = torch.where(there[:, None], image, baselines[baseline])
-        judged.append(_judged(_logits(model, images, batch_size), label))
+        judged.append(_judged(class_logits(model, images, batch_size), label))
     return torch.cat(judged).view(count, steps - 1, 2, 2, 2)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch.nn import functional as F
@@ -114,14 +115,28 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def observed_layers(
-    model: PreTrainedModel, pixel_values: torch.Tensor, head_fusion: HeadFusion
+    model: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    head_fusion: HeadFusion,
+    patch: Sequence[int] | None,
 ) -> tuple[torch.Tensor | None, list[LayerScores], torch.Tensor]:
-    """One forward call: the model's logits, its layers, and what the head reads of the tokens, (B, 1, t)."""
+    """One forward call: the model's logits, its layers, and what is read of the tokens, (B, 1, t) with sum 1.
+
+    Read is what the head reads, or else the token of one patch, (row, column) of their grid.
+
+    Raises:
+        InputError: as `config_of`, there is no such head fusion, or no such patch.
+    """
     config = config_of(model)
+    if head_fusion not in get_args(HeadFusion):
+        raise InputError(f"head_fusion is {head_fusion!r}; it must be 'mean', 'max' or 'min'.")
     layers: list[LayerScores] = []
     outputs = observed_call(model, pixel_values, lambda _, attention: layers.append(attention[:4]))
     pooling = layers.pop() if config.pooling == "attention" else None
-    if "bool_masked_pos" in outputs:  # the head of masked patch prediction reads every patch, whatever is pooled
+    if patch is not None:
+        token = config.num_prefix_tokens + _place_of(patch, grid_shape_of(config, pixel_values))
+        read = F.pad(layers[0][0].new_ones(len(pixel_values), 1, 1, dtype=torch.float32), (token, 0))
+    elif "bool_masked_pos" in outputs:  # the head of masked patch prediction reads every patch, whatever is pooled
         read = read_by_head(config, "mean", layers[0][0])
     elif pooling is None:
         read = read_by_head(config, config.pooling, layers[0][0])
@@ -136,7 +151,7 @@ def attention_blocks(
     key: torch.Tensor,
     scaling: float,
     bias: torch.Tensor | None,
-    num_queries: int | None = None,
+    wanted: slice = slice(None),
 ) -> Iterator[AttentionBlock]:
     """A = softmax(scaling q k^T + bias) in float32, of as many rows at a time as a cache holds; rows have sum 1.
 
@@ -144,21 +159,21 @@ def attention_blocks(
 
     Args:
         query, key, scaling, bias: as of `ObservedAttention`.
-        num_queries: only the rows of the first so many tokens; by default of all.
+        wanted: of which tokens the rows are made; by default of all.
     """
     query, key = query.float(), key.float()
     batch, heads, tokens, _ = query.shape
     keys = key.shape[2]
-    tokens = tokens if num_queries is None else num_queries
+    first, end, _ = wanted.indices(tokens)
     elements = _BLOCK_ELEMENTS_CPU if query.device.type == "cpu" else _BLOCK_ELEMENTS
-    images_at_once = min(batch, max(1, elements // (heads * tokens * keys)))
-    rows_at_once = min(tokens, max(1, elements // (heads * keys)))
+    images_at_once = min(batch, max(1, elements // (heads * (end - first) * keys)))
+    rows_at_once = min(end - first, max(1, elements // (heads * keys)))
     buffer = query.new_empty(images_at_once * heads * rows_at_once * keys)
     for image in range(0, batch, images_at_once):
         images = slice(image, min(image + images_at_once, batch))
         transposed = key[images].flatten(0, 1).transpose(1, 2)
-        for row in range(0, tokens, rows_at_once):
-            queries = slice(row, min(row + rows_at_once, tokens))
+        for row in range(first, end, rows_at_once):
+            queries = slice(row, min(row + rows_at_once, end))
             rows = query[images, :, queries].flatten(0, 1)  # (images * k, queries, D/k)
             weights = buffer[: rows[..., 0].numel() * keys].view(*rows.shape[:2], keys)
             torch.baddbmm(weights, rows, transposed, beta=0, alpha=scaling, out=weights)
@@ -205,9 +220,28 @@ def patch_grids(rows: torch.Tensor, config: ViTConfig, pixel_values: torch.Tenso
         InputError: the rows, made from a model's attention to `pixel_values`, are not all finite.
     """
     check_finite(rows, pixel_values)
+    return rows[..., config.num_prefix_tokens :].unflatten(-1, grid_shape_of(config, pixel_values))
+
+
+def grid_shape_of(config: ViTConfig, pixel_values: torch.Tensor) -> tuple[int, int]:
+    """How many rows and columns of patches there are, (H/P, W/P)."""
     height, width = config.patch_shape
-    grid_shape = pixel_values.shape[2] // height, pixel_values.shape[3] // width
-    return rows[..., config.num_prefix_tokens :].unflatten(-1, grid_shape)
+    return pixel_values.shape[2] // height, pixel_values.shape[3] // width
+
+
+def _place_of(patch: Sequence[int], grid_shape: tuple[int, int]) -> int:
+    """The place of a patch, (row, column), among all of them.
+
+    Raises:
+        InputError: it lies outside the grid.
+    """
+    rows, columns = grid_shape
+    places = list(itertools.product(range(rows), range(columns)))
+    if tuple(patch) not in places:
+        raise InputError(
+            f"patch is {patch}; it must be a row from 0 to {rows - 1} and a column from 0 to {columns - 1}."
+        )
+    return places.index(tuple(patch))
 
 
 def check_finite(values: torch.Tensor, pixel_values: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ head goes through them, and recomputes one layer at a time; what is kept of the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -42,8 +42,8 @@ class RelevanceOutput:
         logits: (B, num_labels), the model's own, but for the rounding of a backend that works otherwise where there are
             gradients, as sdpa does with relative position embeddings, and of compilation.
         target: (B,) int64, the classes that the map is about.
-        heatmap: (B, H/P, W/P) float32, at least 0. Its scale is that of the logit's gradient: compare places of a map,
-            not maps.
+        heatmap: (B, H/P, W/P) float32, at least 0, or (B, L, H/P, W/P). Its scale is that of the logit's gradient:
+            compare places of a map, not maps.
     """
 
     logits: torch.Tensor
@@ -78,6 +78,28 @@ def relevance(
         InputError: an argument is out of its range, the model has no class logits, is not one of `vitrail.modeling` or
             is in training mode, or the images or weights hold NaN.
     """
+    by_depth = relevance_by_depth(model, pixel_values, target, method)
+    return replace(by_depth, heatmap=by_depth.heatmap[:, -1])
+
+
+def relevance_by_depth(
+    model: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    target: int | Sequence[int] | torch.Tensor | None = None,
+    method: RelevanceMethod = "chefer",
+) -> RelevanceOutput:
+    """How relevance spreads with depth: R after every layer, from one forward and one backward pass.
+
+    Args:
+        model, pixel_values, target, method: as of `relevance`.
+
+    Returns:
+        `heatmap` is (B, L, H/P, W/P); entry l is what the head would read of R after the first l + 1 layers, whose
+        attention is weighted by the gradient of the whole model's logit. The last one is that of `relevance`.
+
+    Raises:
+        InputError: as `relevance`.
+    """
     config = config_of(model)
     if method not in get_args(RelevanceMethod):
         raise InputError(f"method is {method!r}; it must be 'chefer' or 'gradient_rollout'.")
@@ -97,15 +119,16 @@ def relevance(
         classes = targets_of(logits, target)
         score = logits.gather(1, classes[:, None]).sum()  # each image's gradient is that of its own logit
         torch.autograd.grad(score, flow.first_output)
-    return RelevanceOutput(logits.detach(), classes, patch_grids(flow.rows, config, pixel_values)[:, 0])
+    return RelevanceOutput(logits.detach(), classes, patch_grids(flow.rows, config, pixel_values))
 
 
 class _Flow:
     """What the head reads, on its way with the backward pass from the last layer to the first.
 
+    Every layer starts a row of its own, which the layers before it take on: R after that layer.
+
     Attributes:
-        rows: (B, 1, t), what has come out of the layers passed so far; of the T tokens those after the first t have
-            none. Empty until attention pooling, where there is one, is passed.
+        rows: (B, m, T), what has come out of the m layers passed so far, first the row that started last.
         first_output: of the first layer's attention, where the backward pass may end.
     """
 
@@ -122,17 +145,22 @@ class _Flow:
         if index == 0:
             self.first_output = attention.output
             if self._config.pooling != "attention":
-                self.rows = read_by_head(self._config, self._config.pooling, attention.query)
+                self._start(read_by_head(self._config, self._config.pooling, attention.query))
         if index < self._config.num_hidden_layers:
             attention.output.register_hook(self._pass_layer)
         elif index == self._config.num_hidden_layers and self._config.pooling == "attention":
             attention.output.register_hook(self._pass_pooling)
 
+    def _start(self, read: torch.Tensor) -> None:
+        """Takes what the head reads, (B, 1, t); of the T tokens those after the first t are not read."""
+        self._read, self.rows = read, read[:, :0]
+
     def _pass_layer(self, gradient: torch.Tensor) -> None:
         """Takes the gradient of a layer's attention output, (B, T, k, D/k), just after it was recomputed."""
-        tokens = gradient.shape[1]
-        blocks = self._weighted(gradient, self.rows.shape[2])
-        rows = F.pad(self.rows, (0, tokens - self.rows.shape[2]))
+        rows = torch.cat((self._read, self.rows), dim=1)
+        blocks = self._weighted(gradient, rows.shape[2])
+        rows = F.pad(rows, (0, gradient.shape[1] - rows.shape[2]))
+        self._read = rows[:, :1]
         if self._method == "gradient_rollout":
             self.rows = rows_times_normalised(rows, blocks)
             return
@@ -145,13 +173,13 @@ class _Flow:
         fused = torch.cat([block.weights for block in self._weighted(gradient, 1)])  # (B, 1, N)
         if self._method == "gradient_rollout":
             fused = F.normalize(fused, p=1, dim=-1)
-        self.rows = F.pad(fused, (self._config.num_prefix_tokens, 0))
+        self._start(F.pad(fused, (self._config.num_prefix_tokens, 0)))
 
     def _weighted(self, gradient: torch.Tensor, num_queries: int) -> Iterator[AttentionBlock]:
         """The latest attention, weighted by its gradient dO v^T, cleared of what spoke against, its heads fused."""
         query, key, scaling, bias, value, _ = self._latest
         gradient, value = gradient.float().transpose(1, 2), value.float().transpose(2, 3)
-        for images, queries, weights in attention_blocks(query, key, scaling, bias, num_queries):
+        for images, queries, weights in attention_blocks(query, key, scaling, bias, slice(num_queries)):
             weights *= product(gradient[images, :, queries], value[images])  # (images, k, queries, T)
             fused = weights.clamp_(min=0).mean(1) if self._method == "chefer" else weights.mean(1).clamp_(min=0)
             yield AttentionBlock(images, queries, fused)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch.nn import functional as F
@@ -40,12 +39,14 @@ def attention_rollout(
     start_layer: int = 0,
     end_layer: int | None = None,
     residual_weight: float = 1.0,
+    patch: tuple[int, int] | None = None,
 ) -> HeatmapOutput:
     """One forward pass and the rollout of its attention, on whatever attention backend the model uses.
 
     The map, (B, H/P, W/P) with values in [0, 1], is the rollout's row of the class token, or the mean of the rows that
     the head reads, at the patches; for attention pooling weighted by its own attention to them. A model without a head
-    reads what it pools. With the share of the tokens before the patches it sums to 1.
+    reads what it pools. With `patch` it is the row of that patch's token, whatever the head reads. With the share of
+    the tokens before the patches it sums to 1.
 
     Args:
         model: any model of `vitrail.modeling`, in evaluation mode.
@@ -56,6 +57,7 @@ def attention_rollout(
         start_layer: the first layer that takes part, counted from 0; earlier ones are left out of the product.
         end_layer: the first layer that no longer takes part; by default all do, to the last.
         residual_weight: above 0, the weight of I beside the fused attention, whose rows have sum 1 under "mean".
+        patch: (row, column) in the grid of patches, from 0, to see where that patch looks instead of the head.
 
     Raises:
         InputError: an argument is out of its range, the model is not one of `vitrail.modeling` or is in training mode,
@@ -69,7 +71,7 @@ def attention_rollout(
     if not start_layer < end_layer <= num_layers:
         raise InputError(f"end_layer is {end_layer}; it must lie between {start_layer + 1} and {num_layers}.")
     operator = _Operator(config, head_fusion, discard_ratio, residual_weight)
-    logits, layers, rows = observed_layers(model, pixel_values, head_fusion)
+    logits, layers, rows = observed_layers(model, pixel_values, head_fusion, patch)
     for layer in reversed(layers[start_layer:end_layer]):
         rows = operator.applied_to(rows, layer)
     return HeatmapOutput(logits, patch_grids(rows, config, pixel_values)[:, 0])
@@ -82,11 +84,12 @@ def rollout_by_depth(
     head_fusion: HeadFusion = "mean",
     discard_ratio: float = 0.0,
     residual_weight: float = 1.0,
+    patch: tuple[int, int] | None = None,
 ) -> HeatmapOutput:
     """How attention spreads with depth: the rollouts up to every layer, from one forward pass and each Â made once.
 
     Args:
-        model, pixel_values, head_fusion, discard_ratio, residual_weight: as of `attention_rollout`.
+        model, pixel_values, head_fusion, discard_ratio, residual_weight, patch: as of `attention_rollout`.
 
     Returns:
         `heatmap` is (B, L, H/P, W/P); entry l is that of `attention_rollout` with `end_layer=l + 1`.
@@ -96,7 +99,7 @@ def rollout_by_depth(
     """
     config = config_of(model)
     operator = _Operator(config, head_fusion, discard_ratio, residual_weight)
-    logits, layers, read = observed_layers(model, pixel_values, head_fusion)
+    logits, layers, read = observed_layers(model, pixel_values, head_fusion, patch)
     rows = operator.applied_to(read, layers.pop())
     read = F.pad(read, (0, rows.shape[2] - read.shape[2]))
     for layer in reversed(layers):
@@ -114,8 +117,6 @@ class _Operator:
     residual_weight: float
 
     def __post_init__(self):
-        if self.head_fusion not in get_args(HeadFusion):
-            raise InputError(f"head_fusion is {self.head_fusion!r}; it must be 'mean', 'max' or 'min'.")
         if not 0 <= self.discard_ratio < 1:
             raise InputError(f"discard_ratio is {self.discard_ratio}; it must be at least 0 and less than 1.")
         if not 0 < self.residual_weight < math.inf:
@@ -129,7 +130,7 @@ class _Operator:
         return rows_times_normalised(rows, blocks, self.residual_weight)
 
     def _fused(self, layer: LayerScores, num_queries: int) -> Iterator[AttentionBlock]:
-        for images, queries, weights in attention_blocks(*layer, num_queries=num_queries):
+        for images, queries, weights in attention_blocks(*layer, slice(num_queries)):
             yield AttentionBlock(images, queries, fuse(weights, self.head_fusion))
 
     def _fused_whole(self, layer: LayerScores) -> Iterator[AttentionBlock]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vitrail.inspection import relevance
+from vitrail.inspection import relevance, relevance_by_depth
 from vitrail.modeling import InputError, ViTForMaskedPatchPrediction
 
 
@@ -25,7 +25,7 @@ def attend_openly(seen):
 
 
 def by_autograd(model, pixels, read, target, method, monkeypatch):
-    """Chefer et al.'s Eq. 5 and 6, or rollout of weighted attention, as written, with whole matrices."""
+    """Chefer et al.'s Eq. 5 and 6, or rollout of weighted attention, as written, after every layer: (B, L, ...)."""
     model = copy.deepcopy(model).double()
     model.set_attn_implementation("eager")
     of_pooling = []
@@ -43,12 +43,14 @@ def by_autograd(model, pixels, read, target, method, monkeypatch):
     tokens = attentions[0].shape[-1]
     identity = torch.eye(tokens, dtype=torch.float64)
     total = identity.expand(len(pixels), -1, -1)
+    totals = []
     for matrix in fused[: model.config.num_hidden_layers]:
         if method == "chefer":
             total = total + matrix @ total
         else:
             matrix = matrix + identity
             total = matrix / matrix.sum(-1, keepdim=True) @ total
+        totals.append(total)
     rows, columns = (side // patch for side, patch in zip(pixels.shape[2:], model.config.patch_shape))
     before = tokens - rows * columns
     if read is None:
@@ -56,7 +58,8 @@ def by_autograd(model, pixels, read, target, method, monkeypatch):
         row = F.pad(own, (before, 0))
     else:
         row = torch.tensor(read(rows * columns), dtype=torch.float64)[None, None]
-    return (row @ total)[:, 0, before:].unflatten(1, (rows, columns)).detach()
+    depths = torch.stack([(row @ total)[:, 0, before:] for total in totals], dim=1)
+    return depths.unflatten(2, (rows, columns)).detach()
 
 
 @pytest.mark.parametrize("target", [None, 3, [4, 0]])
@@ -67,7 +70,7 @@ def test_every_model_equals_autograd(build, reads, pixels, monkeypatch, case, me
         model.classifier.weight.mul_(5)
         plain = model(pixels).logits
     out = relevance(model, pixels, target, method)
-    expected = by_autograd(model, pixels, reads(case), target, method, monkeypatch)
+    expected = by_autograd(model, pixels, reads(case), target, method, monkeypatch)[:, -1]
     assert expected.max() > 1e-3
     torch.testing.assert_close(out.heatmap.double(), expected, atol=1e-5 * expected.max().item(), rtol=1e-4)
     if case == "relative":  # sdpa takes another path where the bias has a gradient
@@ -77,6 +80,47 @@ def test_every_model_equals_autograd(build, reads, pixels, monkeypatch, case, me
     assert not out.logits.requires_grad
     wanted = plain.argmax(-1) if target is None else torch.tensor(target).expand(2)
     assert torch.equal(out.target, wanted)
+
+
+@pytest.mark.parametrize("target", [None, [4, 0]])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_depth_equals_autograd(build, reads, pixels, monkeypatch, case, method, target):
+    model = build(case)
+    with torch.no_grad():
+        model.classifier.weight.mul_(5)
+    out = relevance_by_depth(model, pixels, target, method)
+    expected = by_autograd(model, pixels, reads(case), target, method, monkeypatch)
+    assert out.heatmap.shape == (2, 3, 3, 2)
+    for layer in range(3):  # what is small at first would pass beside what is large at last
+        wanted = expected[:, layer]
+        torch.testing.assert_close(
+            out.heatmap[:, layer].double(), wanted, atol=1e-5 * wanted.max().item() + 1e-12, rtol=1e-4
+        )
+    assert (expected.diff(dim=1).abs().amax((0, 2, 3)) > 1e-3 * expected.max()).all()
+    last = relevance(model, pixels, target, method)
+    torch.testing.assert_close(out.heatmap[:, -1], last.heatmap)
+    assert torch.equal(out.logits, last.logits)
+    assert torch.equal(out.target, last.target)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", ["plain", "mean", "attention"])
+def test_small_blocks_do_not_show_at_any_depth(build, pixels, monkeypatch, case, method):
+    model = build(case)
+    expected = relevance_by_depth(model, pixels, 1, method).heatmap
+    monkeypatch.setattr("vitrail.inspection.observation._BLOCK_ELEMENTS_CPU", 60)
+    torch.testing.assert_close(relevance_by_depth(model, pixels, 1, method).heatmap, expected)
+
+
+def test_all_depths_come_from_one_pass(tiny_model, pixels):
+    """A layer runs forward and, recomputed, for the backward pass, whose gradient it then gets."""
+    calls = []
+    for name in ("q_proj", "k_proj"):
+        projection = tiny_model.vit.layers[1].attention.get_submodule(name)
+        projection.register_forward_hook(lambda *_: calls.append("forward"))
+        projection.register_full_backward_hook(lambda *_: calls.append("backward"))
+    relevance_by_depth(tiny_model, pixels)
+    assert sorted(calls) == 2 * ["backward"] + 4 * ["forward"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -92,7 +136,7 @@ def test_the_backend_does_not_matter(build, pixels, backend, method):
 def test_one_layer_and_small_blocks(build, reads, pixels, monkeypatch, method):
     model = build("plain", num_hidden_layers=1)
     monkeypatch.setattr("vitrail.inspection.observation._BLOCK_ELEMENTS_CPU", 60)
-    expected = by_autograd(model, pixels, reads("plain"), None, method, monkeypatch)
+    expected = by_autograd(model, pixels, reads("plain"), None, method, monkeypatch)[:, -1]
     torch.testing.assert_close(relevance(model, pixels, method=method).heatmap.double(), expected, atol=1e-7, rtol=1e-4)
 
 
@@ -158,6 +202,7 @@ def test_layers_are_recomputed_one_by_one(tiny_model, pixels):
     assert recomputed < sum(size for size in saved if size >= tokens) / 5
 
 
+@pytest.mark.parametrize("function", [relevance, relevance_by_depth])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -169,9 +214,9 @@ def test_layers_are_recomputed_one_by_one(tiny_model, pixels):
         ({"method": "lrp"}, "method is 'lrp'; it must be 'chefer' or 'gradient_rollout'"),
     ],
 )
-def test_bad_arguments_are_named(tiny_model, pixels, arguments, message):
+def test_bad_arguments_are_named(tiny_model, pixels, function, arguments, message):
     with pytest.raises(InputError, match=message):
-        relevance(tiny_model, pixels, **arguments)
+        function(tiny_model, pixels, **arguments)
 
 
 def test_models_without_classes_are_refused(build, tiny_model, pixels):

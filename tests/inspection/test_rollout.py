@@ -1,12 +1,20 @@
 """Attention rollout against a textbook one, in float64, from the full attention matrices."""
 
+import re
+
 import pytest
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.inspection import attention_maps, attention_rollout, rollout_by_depth
+from vitrail.inspection import (
+    attention_by_depth,
+    attention_maps,
+    attention_rollout,
+    layer_attention,
+    rollout_by_depth,
+)
 from vitrail.inspection.rollout import _Operator
 from vitrail.modeling import InputError, ViTBackbone, ViTConfig, ViTForMaskedPatchPrediction
 
@@ -101,7 +109,38 @@ def test_some_layers_equal_the_textbook(
     torch.testing.assert_close(out.heatmap.double(), expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"head_fusion": "max", "discard_ratio": 0.5, "residual_weight": 0.5}])
+def of_patch(model, place):
+    """What is read of the tokens, as `reads` has it, where it is the patch at that place alone."""
+    before = [0] * model.config.num_prefix_tokens
+    return lambda patches: before + [int(patch == place) for patch in range(patches)]
+
+
+@pytest.mark.parametrize(("patch", "place"), [((0, 0), 0), ((1, 0), 2), ((2, 1), 5)])
+@pytest.mark.parametrize("head_fusion", ["mean", "max"])
+def test_of_a_patch_equals_the_textbook(build, pixels, case, patch, place, head_fusion):
+    model = build(case)
+    arguments = {"head_fusion": head_fusion, "discard_ratio": 0.3, "residual_weight": 0.5}
+    out = attention_rollout(model, pixels, patch=patch, **arguments)
+    expected = textbook_rollout(model, pixels, of_patch(model, place), **arguments)
+    torch.testing.assert_close(out.heatmap.double(), expected, atol=1e-6, rtol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(out.logits, model(pixels).logits)
+
+
+@pytest.mark.parametrize("case", ["plain", "attention"])
+@pytest.mark.parametrize(("start_layer", "end_layer"), [(0, 1), (1, 2), (2, None)])
+def test_some_layers_of_a_patch_equal_the_textbook(build, pixels, case, start_layer, end_layer):
+    model = build(case)
+    arguments = {"start_layer": start_layer, "end_layer": end_layer}
+    out = attention_rollout(model, pixels, patch=(1, 1), **arguments)
+    expected = textbook_rollout(model, pixels, of_patch(model, 3), **arguments)
+    torch.testing.assert_close(out.heatmap.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"head_fusion": "max", "discard_ratio": 0.5, "residual_weight": 0.5}, {"patch": (1, 1)}, {"patch": (0, 0)}],
+)
 def test_by_depth_is_the_rollout_to_every_layer(build, pixels, case, arguments):
     model = build(case)
     out = rollout_by_depth(model, pixels, **arguments)
@@ -118,16 +157,23 @@ def test_another_size_has_another_grid(build, reads, case):
     out = attention_rollout(model, pixels)
     assert out.heatmap.shape == (2, 2, 5)
     torch.testing.assert_close(out.heatmap.double(), textbook_rollout(model, pixels, reads(case)), atol=1e-6, rtol=1e-5)
+    out = attention_rollout(model, pixels, patch=(1, 3))
+    expected = textbook_rollout(model, pixels, of_patch(model, 8))
+    torch.testing.assert_close(out.heatmap.double(), expected, atol=1e-6, rtol=1e-5)
+    with pytest.raises(InputError, match=r"patch is \(2, 0\); it must be a row from 0 to 1 and a column from 0 to 4"):
+        attention_rollout(model, pixels, patch=(2, 0))
 
 
+@pytest.mark.parametrize("patch", [None, (2, 0)])
 @pytest.mark.parametrize("case", ["plain", "attention"])
-def test_masked_patch_prediction_reads_every_patch(build, reads, pixels, monkeypatch, case):
+def test_masked_patch_prediction_reads_every_patch(build, reads, pixels, monkeypatch, case, patch):
     model = build(case, ViTForMaskedPatchPrediction)
     monkeypatch.setattr(model, "_corrupted", lambda patches, mask: patches)
-    out = attention_rollout(model, pixels)
+    out = attention_rollout(model, pixels, patch=patch)
     assert out.logits.shape == (2, 6, 512)
     prefix = [0] * model.config.num_prefix_tokens
-    expected = textbook_rollout(model, pixels, lambda patches: prefix + patches * [1 / patches])
+    read = of_patch(model, 4) if patch else lambda patches: prefix + patches * [1 / patches]
+    expected = textbook_rollout(model, pixels, read)
     torch.testing.assert_close(out.heatmap.double(), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -179,6 +225,14 @@ def test_blocks_do_not_show(tiny_model, head_fusion, elements, monkeypatch):
     whole = attention_rollout(tiny_model, pixels, head_fusion).heatmap
     monkeypatch.setattr("vitrail.inspection.observation._BLOCK_ELEMENTS_CPU", elements)
     torch.testing.assert_close(attention_rollout(tiny_model, pixels, head_fusion).heatmap, whole)
+
+
+@pytest.mark.parametrize("patch", [(3, 0), (0, 2), (-1, 0), (0, 0.5), (1,)])
+@pytest.mark.parametrize("function", [attention_rollout, rollout_by_depth, layer_attention, attention_by_depth])
+def test_a_patch_beside_the_grid_is_named(tiny_model, pixels, function, patch):
+    message = f"patch is {re.escape(str(patch))}; it must be a row from 0 to 2 and a column from 0 to 1"
+    with pytest.raises(InputError, match=message):
+        function(tiny_model, pixels, patch=patch)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
