@@ -236,7 +236,7 @@ def _place_of(patch: Sequence[int], grid_shape: tuple[int, int]) -> int:
         InputError: it lies outside the grid.
     """
     rows, columns = grid_shape
-    places = list(itertools.product(range(rows), range(columns)))
+    places: list[tuple[int, ...]] = list(itertools.product(range(rows), range(columns)))
     if tuple(patch) not in places:
         raise InputError(
             f"patch is {patch}; it must be a row from 0 to {rows - 1} and a column from 0 to {columns - 1}."

@@ -108,6 +108,15 @@ def test_another_size_has_another_grid(build, shown):
     assert (calls[1][0] == 0).all(0).nonzero().tolist() == [[y, x] for y in range(8, 16) for x in range(24, 32)]
 
 
+def test_patches_may_be_oblong(build, shown, pixels):
+    model = build("plain", patch_size=(8, 4))
+    heatmap = torch.zeros(2, 3, 4)
+    heatmap[:, 1, 3] = 1
+    calls = shown(model)
+    occlusion(model, pixels, heatmap, shares=[0.1])
+    assert (calls[1][0] == 0).all(0).nonzero().tolist() == [[y, x] for y in range(8, 16) for x in range(12, 16)]
+
+
 @pytest.mark.parametrize("kind", ["map", "constant map", "random"])
 def test_what_is_equal_is_hidden_at_random(tiny_model, kind):
     """Each patch in a third of the images, but for the one that the map is sure of; no image is like its neighbour."""
