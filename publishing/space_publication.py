@@ -62,9 +62,9 @@ class SpacePublication:
                 name, created = insist(self._open)
                 return insist(lambda: self._commit(name, files, created))
         except (Trouble, OSError) as error:
-            explained = f"{error}{self._way_out(error.status)}" if isinstance(error, Trouble) else str(error)
+            way_out = self._way_out(error.status) if isinstance(error, Trouble) else ""
             raise PublishingError(
-                f"{explained}; this makes the Space once that is done: {self.command}, "
+                f"{error}{way_out}; this makes the Space once that is done: {self.command}, "
                 "and with --dry-run DIR it is only written to a folder"
             ) from error
 
@@ -134,7 +134,13 @@ class SpacePublication:
             name = info.id
             if self.private and not info.private:
                 raise Trouble(f"{name} is there and public: make it private in its settings", passes=False)
-            if self.hardware and (info.runtime is None or info.runtime.requested_hardware != self.hardware):
+            present = info.runtime.requested_hardware if info.runtime else None
+            if self.hardware is None and present == ZERO_GPU:
+                raise Trouble(
+                    f"{name} is on ZeroGPU, for which its app must be made: add --zero-gpu, or --hardware cpu-basic",
+                    passes=False,
+                )
+            if self.hardware not in (None, present):
                 self._api.request_space_hardware(name, self.hardware)  # pyright: ignore[reportArgumentType]
         for key, value in self.secrets.items():
             self._api.add_space_secret(name, key, value)

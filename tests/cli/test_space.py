@@ -80,7 +80,7 @@ def test_a_space_is_published_once(online, ask_hub, model_folder, name, capsys):
     assert ask_hub("GET", f"spaces/{name}")["hardware"] == "cpu-basic"
 
 
-def test_another_model_takes_its_place_and_what_people_wrote_stays(online, model_folder, hub_model, name):
+def test_another_model_takes_its_place_and_what_people_wrote_stays(online, model_folder, hub_model, name, capsys):
     assert space(model_folder, name) == 0
     written = readme(online, name).replace("title: ", "title: My ").replace("emoji: 🪟", "emoji: 🐜")
     mine = {"README.md": f"{written}\nMy own words.\n", "notes.txt": "mine", "vitrail-0.0.9-py3-none-any.whl": "old"}
@@ -90,12 +90,14 @@ def test_another_model_takes_its_place_and_what_people_wrote_stays(online, model
     assert "notes.txt" in files(online, name)
     assert not any(path.startswith("models/") for path in files(online, name))
     assert len([path for path in files(online, name) if path.endswith(".whl")]) == 1
+    capsys.readouterr()
     assert "My own words." in readme(online, name)
     assert hub_model in readme(online, name).partition("\n---\n")[2]
     merged = metadata(online, name)
     assert merged["models"] == [hub_model]
     assert merged["emoji"] == "🐜"
     assert merged["python_version"] == "3.12"
+    assert f"{name} is on ZeroGPU, for which its app must be made: add --zero-gpu" in failure(capsys, hub_model, name)
 
 
 def test_a_space_that_somebody_else_began(online, hub_model, name):
