@@ -24,8 +24,8 @@ _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(?P<yaml>.*?)^---[ \t]*(?:\n|\Z)", 
 # What a new model makes untrue of an old one, whoever wrote it.
 _FACTS = {"base_model", "datasets", "library_name", "model-index", "pipeline_tag"}
 
-# What is generated for the first card only, or united.
-_ANYBODYS = {"colorFrom", "colorTo", "emoji", "tags", "title"}
+# What stays when it is no more generated; all but the facts also when it is generated anew.
+_ANYBODYS = {"colorFrom", "colorTo", "emoji", "suggested_hardware", "tags", "title"}
 
 
 def merged_card(generated: str, present: str | None, facts: Set[str] = _FACTS) -> str:

@@ -71,9 +71,10 @@ def test_a_space_is_published_once(online, ask_hub, model_folder, name, capsys):
     paths = [path for method, path, _ in ask_hub("GET", "log") if method == "POST" and name in path]
     assert paths.index(f"/api/spaces/{name}/secrets") < paths.index(f"/api/spaces/{name}/commit/main")
 
-    assert space(*arguments) == 0
+    assert space(*arguments) == space(model_folder, name) == 0
     said = capsys.readouterr()
-    assert said.out == f"{url} is this Space already; there was nothing to upload.\n"
+    assert said.out == f"{url} is this Space already; there was nothing to upload.\n" * 2
+    assert ask_hub("GET", f"spaces/{name}")["hardware"] == metadata(online, name)["suggested_hardware"] == "t4-small"
     assert len(titles(online, name)) == 2
     assert not any(path.endswith("/hardware") for _, path, _ in ask_hub("GET", "log") if name in path)
     assert space(model_folder, name, "--hardware", "cpu-basic") == 0
