@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from vitrail.cli import convert, demo, evaluate, explain, predict, push, train
+from vitrail.cli import convert, demo, evaluate, explain, predict, push, space, train
 
 
 # What is imported only where it is needed, and the extra that brings it.
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="vitrail", description="Vision Transformers: train, trust, look inside, share.")
     parser.add_argument("--version", action="version", version=f"vitrail {version('vitrail')}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for verb in (train, evaluate, predict, explain, convert, push, demo):
+    for verb in (train, evaluate, predict, explain, convert, push, demo, space):
         verb.add_parser(verbs)
     arguments, rest = parser.parse_known_args(argv)
     if rest and not arguments.takes_more:

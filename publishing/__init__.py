@@ -2,6 +2,7 @@
 
 from vitrail.publishing.errors import PublishingError
 from vitrail.publishing.publication import Publication, Published
+from vitrail.publishing.space_publication import SpacePublication
 
 
-__all__ = ["Publication", "Published", "PublishingError"]
+__all__ = ["Publication", "Published", "PublishingError", "SpacePublication"]

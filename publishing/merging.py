@@ -6,7 +6,7 @@ that came with it, and the text's digest, which shows later whether somebody has
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,23 @@ _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(?P<yaml>.*?)^---[ \t]*(?:\n|\Z)", 
 # What a new model makes untrue of an old one, whoever wrote it.
 _FACTS = {"base_model", "datasets", "library_name", "model-index", "pipeline_tag"}
 
+# What stays when it is no more generated; all but the facts also when it is generated anew.
+_ANYBODYS = {"colorFrom", "colorTo", "emoji", "suggested_hardware", "tags", "title"}
 
-def merged_card(generated: str, present: str | None) -> str:
+
+def merged_card(generated: str, present: str | None, facts: Set[str] = _FACTS) -> str:
     """The card that goes to the Hub: ours, and all that people wrote into the one that is there.
 
     Args:
         generated: the README.md beside the model.
         present: the README.md on the Hub, if there is one.
+        facts: the metadata that is replaced whoever wrote it; by default that of a model.
 
     Returns:
         `present` with its generated block and metadata replaced. A card without such a block keeps its text, and gets
         the block at its end. A block into which somebody wrote stays as it is while the model does; otherwise it is
         kept, folded, behind the new one. Metadata of the generated card replaces what earlier ones brought, and the
-        facts of the model; tags are united; everything else is kept.
+        facts; tags are united; everything else is kept.
 
     Raises:
         PublishingError: the metadata of either card is not valid YAML.
@@ -44,12 +48,12 @@ def merged_card(generated: str, present: str | None) -> str:
     metadata, text = _parts(generated, "The README.md of the model")
     ours = _BLOCK.search(text)  # the folder was downloaded from a repository to which it had been published
     if present is None:
-        return generated if ours else _card(metadata, _block(text.strip("\n"), metadata))
+        return generated if ours else new_card(metadata, _block(text.strip("\n"), metadata))
     text = ours["text"] if ours else text.strip("\n")
     normal = present.removeprefix("\ufeff").replace("\r\n", "\n")
     old_metadata, old_text = _parts(normal, "The README.md on the Hub")
     old = _BLOCK.search(old_text)
-    merged, owned = _merged_metadata(metadata, old_metadata, set(old["keys"].split()) if old else set())
+    merged, owned = _merged_metadata(metadata, old_metadata, set(old["keys"].split()) if old else set(), facts)
     if old:
         body = old_text[: old.start()] + _renewed(old, text, owned) + old_text[old.end() :]
     elif text and text in old_text:
@@ -58,7 +62,34 @@ def merged_card(generated: str, present: str | None) -> str:
         body = f"{old_text.rstrip()}\n\n{_block(text, owned)}\n"
     if merged == old_metadata:  # whose YAML may have comments
         return present if body == old_text else normal.removesuffix(old_text) + body
-    return _card(merged, body)
+    return new_card(merged, body)
+
+
+def read_card(card: Path) -> str:
+    """The text of a card.
+
+    Raises:
+        PublishingError: it is not UTF-8.
+    """
+    try:
+        return card.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PublishingError(f"{card} is not text in UTF-8; correct it, then push.") from error
+
+
+def card_metadata(card: str) -> dict[str, Any]:
+    """The metadata at the beginning of a model's card.
+
+    Raises:
+        PublishingError: it is not valid YAML.
+    """
+    return _parts(card, "The README.md of the model")[0]
+
+
+def new_card(metadata: dict[str, Any], text: str) -> str:
+    """A card of metadata and text."""
+    front = f"---\n{yaml_dump(metadata, sort_keys=False)}---\n" if metadata else ""
+    return f"{front}\n{text.strip(chr(10))}\n"
 
 
 def named_after(card: str, folder: Path, repository: str) -> str:
@@ -88,14 +119,9 @@ def _parts(card: str, name: str) -> tuple[dict[str, Any], str]:
     return metadata, card[match.end() :]
 
 
-def _card(metadata: dict[str, Any], text: str) -> str:
-    front = f"---\n{yaml_dump(metadata, sort_keys=False)}---\n" if metadata else ""
-    return f"{front}\n{text.strip(chr(10))}\n"
-
-
 def _block(text: str, keys: Iterable[str], *, generated: str | None = None) -> str:
     """Text between the two comments, with the digest of what was generated where people have changed that since."""
-    owned = "".join(f" {key}" for key in sorted(map(str, keys)) if key != "tags")
+    owned = "".join(f" {key}" for key in sorted(map(str, keys)) if key not in _ANYBODYS)
     return f"<!-- vitrail:begin {_digest(generated or text)} owns{owned} -->\n{text}\n<!-- vitrail:end -->"
 
 
@@ -113,10 +139,12 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _merged_metadata(new: dict[str, Any], old: dict[str, Any], owned: set[str]) -> tuple[dict[str, Any], set[str]]:
+def _merged_metadata(
+    new: dict[str, Any], old: dict[str, Any], owned: set[str], facts: Set[str]
+) -> tuple[dict[str, Any], set[str]]:
     """The metadata, and which of it is ours."""
     merged = {key: value for key, value in old.items() if key in new or key not in owned}
-    ours = {key for key in new if key in _FACTS or key in owned or key not in old}
+    ours = {key for key in new if key in facts or key in owned or key not in old}
     merged |= {key: new[key] for key in ours}
     tags = [old.get("tags") or [], new.get("tags") or []]
     united = dict.fromkeys(tag for some in tags for tag in ([some] if isinstance(some, str) else some))

@@ -2,14 +2,16 @@
 
     python tests/hub_server.py        # prints its address; the token is hf_alice
 
-A client finds it by HF_ENDPOINT=address HF_TOKEN=hf_alice HF_HUB_DISABLE_XET=1 and a fresh HF_HOME. Models and data
-sets live in memory as long as it runs. The tests' own door, which the real Hub does not have:
+A client finds it by HF_ENDPOINT=address HF_TOKEN=hf_alice HF_HUB_DISABLE_XET=1 and a fresh HF_HOME. Models, data
+sets and Spaces, which are never built, live in memory as long as it runs. The tests' own door, which the real Hub does
+not have:
 
     POST   /test/faults    {"method": "PUT", "path": "regex", "times": 2, "status": 503}, or "drop": true for a
                            connection that breaks after the first bytes, or "silent": true for no answer at all;
                            without "times", for ever
     DELETE /test/faults    no more of them
     GET    /test/log       [method, path, status] of all requests; -1 where there was no answer
+    GET    /test/spaces/USER/NAME   the hardware and the secrets, with their values
 """
 
 import base64
@@ -40,6 +42,8 @@ class Repository:
     commits: dict[str, Files] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
+    hardware: str = "cpu-basic"  # of a Space
+    secrets: dict[str, str] = field(default_factory=dict)
 
     def commit(self, branch: str, files: Files, title: str) -> str:
         commit = hashlib.sha1(f"{self.name} {len(self.commits)}".encode()).hexdigest()
@@ -72,7 +76,7 @@ def _oid(content: bytes, lfs: bool) -> str:
 
 
 ROUTES: list[tuple[str, re.Pattern, Callable]] = []
-_REPOSITORY = r"(?P<kind>model|dataset)s/(?P<name>[^/]+/[^/]+)"
+_REPOSITORY = r"(?P<kind>model|dataset|space)s/(?P<name>[^/]+/[^/]+)"
 
 
 def route(method: str, path: str):
@@ -152,11 +156,18 @@ class Hub:
         owner, kind = wanted.get("organization") or user[0], wanted.get("type") or "model"
         self.may_write(user, owner)
         name = f"{owner}/{wanted['name']}"
-        url = f"{self.address}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        url = f"{self.address}/{'' if kind == 'model' else f'{kind}s/'}{name}"
         if (kind, name) in self.repositories:
             return Answer(json.dumps({"error": "You already created this repo", "url": url}).encode(), 409)
         repository = self.repositories[kind, name] = Repository(name, wanted.get("visibility") == "private")
-        repository.commit("main", {".gitattributes": (b"*.safetensors filter=lfs\n", False)}, "initial commit")
+        files: Files = {".gitattributes": (b"*.safetensors filter=lfs\n", False)}
+        if kind == "space":
+            if wanted.get("sdk") != "gradio":
+                raise Refusal(400, "sdk must be gradio")
+            repository.hardware = wanted.get("hardware", repository.hardware)
+            card = f"---\ntitle: {wanted['name']}\nemoji: X\nsdk: gradio\nsdk_version: 1.0.0\napp_file: main.py\n---\n"
+            files["README.md"] = card.encode(), False
+        repository.commit("main", files, "initial commit")
         return {"url": url, "name": name}
 
     @route("GET", "/api/REPO")
@@ -169,7 +180,23 @@ class Hub:
             **{"private": repository.private, "gated": False, "disabled": False, "downloads": 0, "likes": 0},
             "lastModified": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
             "siblings": [{"rfilename": path} for path in sorted(repository.commits[commit])],
+            **({"runtime": self.runtime(repository)} if kind == "space" else {}),
         }
+
+    def runtime(self, repository: Repository) -> dict[str, Any]:
+        return {"stage": "BUILDING", "hardware": {"current": None, "requested": repository.hardware}}
+
+    @route("POST", "/api/REPO/hardware")
+    def request_hardware(self, request: "Request", kind: str, name: str):
+        repository = self.find(request, kind, name, write=True)
+        repository.hardware = request.json()["flavor"]
+        return self.runtime(repository)
+
+    @route("POST", "/api/REPO/secrets")
+    def add_secret(self, request: "Request", kind: str, name: str):
+        secret = request.json()
+        self.find(request, kind, name, write=True).secrets[secret["key"]] = secret["value"]
+        return {}
 
     @route("GET", "/api/REPO/refs")
     def refs(self, request: "Request", kind: str, name: str):
@@ -233,7 +260,7 @@ class Hub:
             answers.append(answer | ({"oid": _oid(*present[file["path"]])} if file["path"] in present else {}))
         return {"files": answers}
 
-    @route("POST", r"/(?P<datasets>datasets/)?(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
+    @route("POST", r"/(?P<kind>(?:dataset|space)s/)?(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
     def lfs_batch(self, request: "Request", name: str, **_: str):
         objects = [{"oid": item["oid"], "size": item["size"]} for item in request.json()["objects"]]
         for item in objects:
@@ -271,7 +298,7 @@ class Hub:
         url = f"{self.address}/{name}/commit/{commit}"
         return {"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""}
 
-    @route("GET", "/(?:(?P<kind>dataset)s/)?(?P<name>[^/]+/[^/]+)/resolve/<revision>/(?P<path>.+)")
+    @route("GET", "/(?:(?P<kind>dataset|space)s/)?(?P<name>[^/]+/[^/]+)/resolve/<revision>/(?P<path>.+)")
     def resolve(self, request: "Request", name: str, revision: str, path: str, kind: str | None = None):
         repository = self.find(request, kind or "model", name)
         commit = self.commit_of(repository, revision)
@@ -295,6 +322,10 @@ class Hub:
     def clear_faults(self, request: "Request"):
         self.faults.clear()
         return {}
+
+    @route("GET", "/test/REPO")
+    def show(self, request: "Request", kind: str, name: str):
+        return {"hardware": self.repositories[kind, name].hardware, "secrets": self.repositories[kind, name].secrets}
 
     @route("GET", "/test/log")
     def read_log(self, request: "Request"):

@@ -1,14 +1,17 @@
 """What is built: a wheel that installs `vitrail/` and nothing else, and works away from the checkout."""
 
+import io
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from vitrail.demo.wheel import packed_wheel
 from vitrail.modeling import ViTForImageClassification, ViTImageProcessor
 
 
@@ -30,7 +33,7 @@ def distributions(tmp_path_factory) -> Path:
     return folder
 
 
-def contents(wheel: Path) -> dict[str, bytes]:
+def contents(wheel: Path | io.BytesIO) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
@@ -54,6 +57,17 @@ def test_wheel_from_the_checkout_is_the_wheel_from_the_sdist(distributions, tmp_
     run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, ROOT)
     (from_sdist,), (from_checkout,) = distributions.glob("*.whl"), tmp_path.glob("*.whl")
     assert contents(from_sdist) == contents(from_checkout)
+
+
+def test_the_wheel_of_a_space_is_this_wheel(distributions):
+    """It is packed without a builder, from what is running and from the metadata of its installation."""
+    (built,) = distributions.glob("*.whl")
+    name, content = packed_wheel()
+    assert name == built.name
+    packed, expected = contents(io.BytesIO(content)), contents(built)
+    optional = {f"vitrail-{version('vitrail')}.dist-info/top_level.txt"}
+    assert packed.keys() | optional == expected.keys() | optional
+    assert [path for path in packed if ".dist-info/" not in path and packed[path] != expected[path]] == []
 
 
 def test_wheel_works_in_an_empty_environment(distributions, tiny_model, tmp_path):

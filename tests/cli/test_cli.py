@@ -52,7 +52,7 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("train", "evaluate", "predict", "explain", "convert", "demo"):
+    for verb in ("train", "evaluate", "predict", "explain", "convert", "push", "demo", "space"):
         assert verb in done.stdout
 
 

@@ -20,7 +20,7 @@ def no_new_process(monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     """Waits for an answer of the Hub for a second, not for a minute."""
-    monkeypatch.setattr("vitrail.publishing.publication._SILENCE", 1)
+    monkeypatch.setattr("vitrail.publishing.hub_client._SILENCE", 1)
 
 
 @pytest.fixture
