@@ -9,9 +9,11 @@ import argparse
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     """Adds the verb and its flags."""
     parser = verbs.add_parser("demo", help="open an app that predicts and shows where the model looked")
-    parser.add_argument("--model", required=True, help="a Hub id or folder")
+    parser.add_argument("--model", nargs="+", required=True, help="Hub ids or folders, the first to begin with")
+    parser.add_argument("--host", help="the address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=_port, help="default: the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's tunnel")
+    parser.add_argument("--mcp", action="store_true", help="also serve the API to language models")
     parser.set_defaults(run=run, takes_more=False)
 
 
@@ -22,12 +24,12 @@ def _port(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """Serves the app until it is interrupted."""
+    """Serves the app until it is interrupted. Others who can reach it may ask none but these models."""
     from vitrail.demo import launch
     from vitrail.modeling import InputError
 
     try:
-        launch(arguments.model, port=arguments.port, share=arguments.share)
+        launch(arguments.model, host=arguments.host, port=arguments.port, share=arguments.share, mcp=arguments.mcp)
     except OSError as error:
         raise InputError(f"The app cannot start: {str(error).splitlines()[0].rstrip('.')}.") from error
     return 0

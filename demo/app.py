@@ -3,102 +3,97 @@
 vitrail demo --model runs/digits
 """
 
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gradio as gr
-from PIL import Image
 
-from vitrail.inspection import attention_rollout, overlay
-from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor, read_image
+from vitrail.demo.about import build_about
+from vitrail.demo.api import add_api
+from vitrail.demo.batch import build_batch
+from vitrail.demo.compare import build_compare
+from vitrail.demo.controls import model_choice
+from vitrail.demo.engine import Engine
+from vitrail.demo.look import build_look
 
 
-_TOP = 5
-_HEIGHT = 400  # pixels, of both pictures
-_SMALLEST_SIDE = 448  # pixels; an 8x8 digit would be shown as a speck
 _MAX_FILE_SIZE = "20mb"
-_CSS = "#image img { width: 100%; height: 100%; object-fit: contain; image-rendering: auto; }"  # small images too
+_WAITING = 64  # events, above which the app says that it is busy
+_KEPT = 3600  # seconds for which uploads and pictures stay on the disk
 
 
-def build_app(model: str) -> gr.Blocks:
-    """The app on one model.
-
-    Args:
-        model: a Hub id or folder; PNG files in its sub-folder `samples` become clickable examples.
-
-    Raises:
-        InputError: the model cannot be loaded.
-    """
-    network = ViTForImageClassification.from_pretrained(model)
-    processor = ViTImageProcessor.from_pretrained(model)
-    labels = network.config.labels
-
-    def predict(upload: dict | None, opacity: float) -> tuple[dict[str, float] | None, Image.Image | None]:
-        """Classify an image and show where the model looked.
-
-        Args:
-            upload: an image file as gradio describes it, with its `path` on the server and its `orig_name`.
-            opacity: how strongly the heat map covers the image, 0 to 1.
-
-        Returns:
-            the probability of each class, and the image under its attention rollout; nothing without an image.
-        """
-        if upload is None:
-            return None, None
-        try:
-            image = read_image(upload["path"], name=upload["orig_name"] or "of the upload")
-            out = attention_rollout(network, processor(image, return_tensors="pt").pixel_values)
-        except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        assert out.logits is not None  # a classifier has them
-        scores = dict(zip(labels, network.probabilities(out.logits)[0].tolist()))
-        factor = max(1, -(-_SMALLEST_SIDE // min(image.size)))
-        shown = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
-        left, upper, right, lower = (factor * edge for edge in processor.seen_region(*image.size))
-        return scores, overlay(shown, out.heatmap[0], opacity, (left, upper, right, lower))
-
-    with gr.Blocks(title="Vitrail", analytics_enabled=False) as app:
-        gr.Markdown(f"# Vitrail\nWhat **{Path(model).name}** sees in an image, and where it looked.")
+def build_app(engine: Engine) -> gr.Blocks:
+    """The app on the models of an engine."""
+    with gr.Blocks(title="Vitrail", analytics_enabled=False, delete_cache=(_KEPT // 6, _KEPT)) as app:
         with gr.Row():
-            image = gr.Image(
-                type="filepath",
-                label="Image",
-                sources=["upload", "clipboard", "webcam"],
-                height=_HEIGHT,
-                elem_id="image",
-            )
-            rollout = gr.Image(
-                label="Where it looked (attention rollout)",
-                format="png",
-                interactive=False,
-                buttons=["download", "fullscreen"],
-                height=_HEIGHT,
-                elem_id="rollout",
-            )
-        with gr.Row():
-            with gr.Column():
-                if samples := sorted(Path(model).glob("samples/*.png")):
-                    gr.Examples([[str(path)] for path in samples], [image], label="Held-out images")
-                opacity = gr.Slider(0, 1, value=0.6, step=0.05, label="Opacity of the map", elem_id="opacity")
-            label = gr.Label(num_top_classes=min(_TOP, len(labels)), label="Prediction", elem_id="prediction")
-        gr.on(
-            [image.change, opacity.release],
-            predict,
-            [image, opacity],
-            [label, rollout],
-            preprocess=False,  # gradio would open the file itself and fail without a word on one that is damaged
-            api_name="predict",
-            trigger_mode="always_last",
-            show_progress="minimal",
-        )
+            with gr.Column(min_width=300):
+                gr.Markdown("# Vitrail\nWhat a ViT sees in an image, where it looked, and whether that is true.")
+            with gr.Column(min_width=300):
+                model = model_choice(engine, "Model", "model")
+        with gr.Tab("Look") as look:
+            build_look(engine, model)
+        with gr.Tab("Compare") as compare:
+            build_compare(engine)
+        with gr.Tab("Batch") as batch:
+            build_batch(engine, model)
+        with gr.Tab("The model") as about:
+            build_about(engine, model, about, [look, compare, batch])
+        add_api(engine)
     return app
 
 
-def launch(model: str, port: int | None = None, share: bool = False) -> None:
-    """Serves the app until it is interrupted.
+def launch(
+    models: str | Sequence[str],
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    share: bool = False,
+    mcp: bool = False,
+    on_gpu: Callable | None = None,
+) -> None:
+    """Serves the app until it is interrupted. The page is there at once, and answers when the first model is loaded.
 
     Args:
-        model: a Hub id or folder.
-        port: by default the first free one from 7860.
+        models: Hub ids or folders, the first to begin with. Where others can reach the app, they are all that it
+            loads; on this machine alone any other can be asked for.
+        host: the address to listen on; by default GRADIO_SERVER_NAME, or else this machine alone.
+        port: by default GRADIO_SERVER_PORT, or else the first free one from 7860.
         share: whether to make a public link through Gradio's tunnel.
+        mcp: whether to serve the API as a Model Context Protocol server, too; needs `gradio[mcp]`.
+        on_gpu: what a function that computes must be decorated with, for instance `spaces.GPU`.
+
+    Raises:
+        InputError: the first model cannot be loaded.
+        OSError: the app cannot listen there.
     """
-    build_app(model).launch(server_port=port, share=share, max_file_size=_MAX_FILE_SIZE, css=_CSS)
+    host = host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    engine = Engine([models] if isinstance(models, str) else models, not share and _is_local(host), on_gpu)
+    app = build_app(engine).queue(max_size=_WAITING, default_concurrency_limit=4)
+    app.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        mcp_server=mcp,
+        max_file_size=_MAX_FILE_SIZE,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css_paths=Path(__file__).with_name("app.css"),
+        ssr_mode=False,
+        footer_links=["api", "settings"],
+        prevent_thread_lock=True,
+    )
+    try:
+        engine.model(engine.names[0])
+        app.block_thread()
+    finally:
+        app.close(verbose=False)
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -51,26 +51,35 @@ _UPRIGHT = {  # by the EXIF orientation
 }
 
 
-def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
+def read_image(source: str | Path | bytes, name: str | None = None, max_pixels: int | None = None) -> Image.Image:
     """Any image file as 8-bit RGB: see `to_rgb` for how other colour modes are brought there.
 
     Args:
         source: a path, or the bytes of a file.
         name: what to call the image in an error; by default its path.
+        max_pixels: above which a file is not decoded; by default Pillow's own limit of 179 million.
 
     Raises:
-        InputError: there is no such file, or it cannot be decoded completely.
+        InputError: there is no such file, it is too large, or it cannot be decoded completely.
     """
     if isinstance(source, bytes):
         with reading(name or "given as bytes"), Image.open(io.BytesIO(source)) as image:
-            return to_rgb(image)
+            return to_rgb(_limited(image, max_pixels))
     name = name or str(source)
     with reading(name):
         is_file = Path(source).is_file()  # neither a folder nor a pipe, which could be waited for without end
     if not is_file:
         raise InputError(f"There is no image {name}.")
     with reading(name), Image.open(source) as image:
-        return to_rgb(image)
+        return to_rgb(_limited(image, max_pixels))
+
+
+def _limited(image: Image.Image, max_pixels: int | None) -> Image.Image:
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise ValueError(
+            f"it has {image.width}x{image.height} pixels, more than the {max_pixels // 10**6} million that may be"
+        )
+    return image
 
 
 @contextmanager

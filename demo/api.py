@@ -1,0 +1,196 @@
+"""Every action as a named endpoint, for programs and, with `--mcp`, for language models."""
+
+from typing import Any, Literal
+
+import gradio as gr
+from gradio import FileData
+from gradio.processing_utils import save_pil_to_cache
+from gradio.utils import get_upload_folder
+
+from vitrail.demo.controls import question_of
+from vitrail.demo.engine import Engine
+from vitrail.demo.events import ONE_AT_A_TIME, in_one_sentence
+from vitrail.demo.showing import covered
+from vitrail.demo.table import predictions
+from vitrail.demo.uploads import file_of
+
+
+Method = Literal["rollout", "attention", "relevance", "gradient_rollout"]
+Fusion = Literal["mean", "max", "min"]
+
+
+def add_api(engine: Engine) -> None:
+    """Adds the endpoints to the app that is being built. Their docstrings are what users read."""
+
+    def predict(image: FileData, model: str = "", top: int = 5) -> list[dict[str, Any]]:
+        """Say what an image shows.
+
+        Args:
+            image: an image file.
+            model: which of the app's models; by default the first.
+            top: how many classes, the most probable first.
+
+        Returns:
+            the classes, each as {"label", "probability"} with a probability from 0 to 1.
+        """
+        name = model or engine.names[0]
+        labels, probabilities = engine.model(name).labels, engine.classify(name, file_of(image))
+        best = probabilities.argsort(kind="stable")[::-1][: max(1, top)]
+        return [{"label": labels[index], "probability": float(probabilities[index])} for index in best]
+
+    def explain(
+        image: FileData,
+        model: str = "",
+        method: Method = "rollout",
+        label: str = "",
+        head_fusion: Fusion = "mean",
+        discard_ratio: float = 0.0,
+        layer: int = 0,
+        patch_row: int = 0,
+        patch_column: int = 0,
+        opacity: float = 0.6,
+    ) -> tuple[FileData, dict[str, Any]]:
+        """Show where a model looked in an image, or what spoke for a class.
+
+        Args:
+            image: an image file.
+            model: which of the app's models; by default the first.
+            method: "rollout" follows attention through all layers, "attention" is that of one layer; "relevance" and
+                "gradient_rollout" show what spoke for a class.
+            label: the class that relevance or gradient rollout is about; by default the predicted one.
+            head_fusion: how rollout and attention make one map of all heads: "mean", "max" or "min".
+            discard_ratio: the share of the weakest attention that rollout leaves out, from 0 to less than 1.
+            layer: up to which layer, or of which layer's attention, from 1; 0 is the last.
+            patch_row: with patch_column, the patch from 1 whose own attention is shown; 0 is what the head reads.
+            patch_column: see patch_row.
+            opacity: how strongly the map covers the picture, from 0 to 1.
+
+        Returns:
+            a PNG of the image under the map; and {"label", "probability", "grid"}: the class that the map is about or
+            else the predicted one, and the value of every patch in rows. A model without classes has no label.
+        """
+        name, file = model or engine.names[0], file_of(image)
+        labels = engine.model(name).labels
+        patch = (patch_row - 1, patch_column - 1) if patch_row or patch_column else None
+        question = question_of(method, head_fusion, discard_ratio, class_of(label, labels), patch)
+        found = engine.explain(name, file, question)
+        heatmap = found.maps[layer_of(layer, len(found.maps))]
+        picture = covered(engine.picture(name, file), heatmap, opacity)
+        said: dict[str, Any] = {"grid": heatmap.tolist()}
+        if labels:
+            index = int(found.probabilities.argmax()) if found.target is None else found.target
+            said |= {"label": labels[index], "probability": float(found.probabilities[index])}
+        return FileData(path=save_pil_to_cache(picture, get_upload_folder(), "explanation", "png")), said
+
+    def heads(image: FileData, model: str = "", layer: int = 0) -> list[list[list[float]]]:
+        """What each attention head of a layer looks at.
+
+        Args:
+            image: an image file.
+            model: which of the app's models; by default the first.
+            layer: from 1; 0 is the last.
+
+        Returns:
+            for each head the share of its attention that every patch has, in rows.
+        """
+        name = model or engine.names[0]
+        index = layer_of(layer, engine.model(name).config.num_hidden_layers)
+        return engine.heads(name, file_of(image), index).tolist()
+
+    def test_map(
+        image: FileData,
+        model: str = "",
+        method: Method = "rollout",
+        label: str = "",
+        head_fusion: Fusion = "mean",
+        discard_ratio: float = 0.0,
+    ) -> dict[str, Any]:
+        """Test whether a map is true: hide its brightest patches, and as many at random, and ask the model again.
+
+        Args:
+            image: an image file.
+            model: which of the app's models; by default the first.
+            method: as of explain.
+            label: the class to follow, for relevance and gradient rollout; otherwise it is the predicted one.
+            head_fusion: as of explain.
+            discard_ratio: as of explain.
+
+        Returns:
+            {"label", "probability", "hidden", "by_map", "at_random"}: the class and its probability with the whole
+            image; the shares of the patches that were hidden; the probability with the brightest of the map hidden; and
+            with each of several random draws.
+        """
+        from vitrail.demo.explaining import SHARES
+
+        name = model or engine.names[0]
+        labels = engine.model(name).labels
+        question = question_of(method, head_fusion, discard_ratio, class_of(label, labels))
+        found = engine.occlude(name, file_of(image), question)
+        return {
+            "label": labels[found.target],
+            "probability": found.probability,
+            "hidden": list(SHARES),
+            "by_map": found.by_map.tolist(),
+            "at_random": found.at_random.tolist(),
+        }
+
+    def predict_all(files: list[FileData], model: str = "") -> list[dict[str, Any]]:
+        """Say what many images show.
+
+        Args:
+            files: image files, zip archives of them, or both.
+            model: which of the app's models; by default the first.
+
+        Returns:
+            the predictions, each as {"image", "label", "probability", "error"}; an image that cannot be read has an
+            error in place of the rest.
+        """
+        given = [file_of(file) for file in files]
+        return [row for rows in predictions(engine, model or engine.names[0], given) for row in rows]
+
+    def describe(model: str = "") -> dict[str, Any]:
+        """What there is to know of a model.
+
+        Args:
+            model: which of the app's models; by default the first.
+
+        Returns:
+            {"models", "facts", "classes", "card"}: the models on offer; the size of this one; its classes; and its card
+            in Markdown.
+        """
+        name = model or engine.names[0]
+        found = engine.facts(name)
+        return {"models": engine.names, "facts": found.table, "classes": engine.model(name).labels, "card": found.card}
+
+    for endpoint in (predict, explain, heads, test_map, describe):
+        gr.api(in_one_sentence(endpoint), **ONE_AT_A_TIME)
+    gr.api(in_one_sentence(predict_all), concurrency_id="batch", concurrency_limit=1)
+
+
+def class_of(label: str, labels: list[str]) -> int | None:
+    """The number of a class; None for the predicted one, which an empty label stands for.
+
+    Raises:
+        InputError: there is no such class.
+    """
+    from vitrail.modeling import InputError
+
+    if not label:
+        return None
+    if label not in labels:
+        some = ", ".join(labels[:10]) + ", ..." * (len(labels) > 10)
+        raise InputError(f"{label} is none of the model's labels, {some or 'of which it has none'}.")
+    return labels.index(label)
+
+
+def layer_of(layer: int, count: int) -> int:
+    """The index from 0 of a layer that is counted from 1, or of the last one for 0.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    from vitrail.modeling import InputError
+
+    if not 0 <= layer <= count:
+        raise InputError(f"layer is {layer}; the model has layers 1 to {count}.")
+    return layer - 1 if layer else count - 1

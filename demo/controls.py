@@ -1,0 +1,110 @@
+"""How a map is to be made: the controls that the views share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from vitrail.demo.engine import Engine
+from vitrail.demo.events import AT_ONCE
+
+
+if TYPE_CHECKING:
+    from vitrail.demo.explaining import Question
+
+
+METHODS = {
+    "Rollout": "rollout",
+    "Single layers": "attention",
+    "Relevance": "relevance",
+    "Gradient rollout": "gradient_rollout",
+}
+OF_A_CLASS = ("relevance", "gradient_rollout")
+DEPTH_NAMES = {method: "Layer" if method == "attention" else "Up to layer" for method in METHODS.values()}
+PREDICTED = ("the predicted one", -1)  # among the classes on offer
+_ABOUT = (
+    "**Rollout** follows attention through all layers, **single layers** shows each as it is. **Relevance** and "
+    "**gradient rollout** show what spoke for a class."
+)
+
+
+@dataclass(frozen=True)
+class MapControls:
+    """The controls, in the order in which `question` takes their values."""
+
+    method: gr.Radio
+    head_fusion: gr.Radio
+    discard_ratio: gr.Slider
+
+    @classmethod
+    def in_a_row(cls, prefix: str) -> MapControls:
+        """Makes them; their element ids begin with `prefix`."""
+        gr.Markdown(_ABOUT, elem_classes="hint")
+        method = gr.Radio(list(METHODS.items()), value="rollout", label="Method", elem_id=f"{prefix}-method")
+        with gr.Row():
+            fusion = gr.Radio(
+                ["mean", "max", "min"],
+                value="mean",
+                label="Heads are fused by",
+                min_width=250,
+                elem_id=f"{prefix}-fusion",
+            )
+            discard = gr.Slider(
+                0,
+                0.95,
+                value=0,
+                step=0.05,
+                label="Weakest attention left out",
+                min_width=220,
+                elem_id=f"{prefix}-discard",
+            )
+        controls = cls(method, fusion, discard)
+        gr.on(
+            [method.change],
+            lambda method: (
+                gr.update(interactive=method not in OF_A_CLASS),
+                gr.update(interactive=method == "rollout"),
+            ),
+            method,
+            [fusion, discard],
+            **AT_ONCE,
+        )
+        return controls
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What an event takes."""
+        return [self.method, self.head_fusion, self.discard_ratio]
+
+    @property
+    def changes(self) -> list[Any]:
+        """What a map must be made anew after."""
+        return [self.method.input, self.head_fusion.input, self.discard_ratio.release]
+
+
+def model_choice(engine: Engine, label: str, elem_id: str, value: str | None = None) -> gr.Dropdown:
+    """Which model is asked: one of those on offer, or where that is allowed any other."""
+    return gr.Dropdown(
+        engine.names,
+        value=value or engine.names[0],
+        label=label,
+        info="one of these, or any Hub id or folder" if engine.open_to_all else None,
+        allow_custom_value=engine.open_to_all,
+        elem_id=elem_id,
+    )
+
+
+def question_of(
+    method: str,
+    head_fusion: str,
+    discard_ratio: float,
+    target: int | None = None,
+    patch: list[int] | tuple[int, int] | None = None,
+) -> Question:
+    """The question that the values of the controls put."""
+    from vitrail.demo.explaining import Question
+
+    place = None if patch is None else (int(patch[0]), int(patch[1]))
+    return Question(method, target, head_fusion, float(discard_ratio), place)  # pyright: ignore[reportArgumentType] - as the controls offer them

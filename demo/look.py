@@ -1,0 +1,127 @@
+"""One image: what the model says, where it looked, and whether that is true."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from vitrail.demo.controls import DEPTH_NAMES, OF_A_CLASS, PREDICTED, MapControls, question_of
+from vitrail.demo.engine import Engine
+from vitrail.demo.events import AT_ONCE, OF_THE_PAGE, in_one_sentence, or_cleared
+from vitrail.demo.lens import lens, lens_value
+from vitrail.demo.showing import covered, pane, ranked
+from vitrail.demo.truth import build_truth
+from vitrail.demo.uploads import image_input, uploaded
+
+
+_HEIGHT = 400  # pixels, of pictures
+_HEAD_SIDE = 360  # pixels of a head's picture
+
+
+def build_look(engine: Engine, model: gr.Dropdown) -> None:
+    """The view of one image.
+
+    Args:
+        engine: what answers.
+        model: which model is asked.
+    """
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            image = image_input("image", _HEIGHT)
+            gr.Examples([[str(path)] for path in engine.examples()], [image], label="Examples")
+        with gr.Column(scale=3, min_width=300):
+            prediction = gr.Label(label="Prediction", elem_id="prediction")
+            slider = gr.ImageSlider(
+                label="The image, and where it looked",
+                type="pil",
+                format="jpeg",
+                max_height=_HEIGHT,
+                elem_id="slider",
+                buttons=["download", "fullscreen"],
+            )
+    gr.Markdown("## Look closer")
+    controls = MapControls.in_a_row("look")
+    target = gr.Dropdown([PREDICTED], value=-1, label="Class that it is about", visible=False, elem_id="target")
+    asked = [image, model, *controls.inputs, target]
+    with gr.Tabs():
+        with gr.Tab("Depth") as depth_tab:
+            glass = lens("lens")
+        with gr.Tab("Heads") as heads_tab:
+            heads_open = gr.State(False)
+            layer = gr.Slider(1, 12, value=12, step=1, label="Layer", elem_id="layer")
+            heads = gr.Gallery(
+                label="What each head attends to",
+                columns=6,
+                elem_classes="unrolled",
+                object_fit="contain",
+                interactive=False,
+                buttons=["download", "fullscreen"],
+                elem_id="heads",
+            )
+        with gr.Tab("Is it true?") as truth_tab:
+            build_truth(engine, image, asked)
+
+    def look(upload: dict | None, name: str, method: str, fusion: str, discard: float, label: int) -> tuple:
+        file, about_class = uploaded(upload), method in OF_A_CLASS
+        shown = gr.update(visible=about_class)
+        if file is None:
+            return None, None, None, gr.skip(), shown
+        chosen, picture = engine.model(name), engine.picture(name, file)
+        question = question_of(method, fusion, discard, label if 0 <= label < len(chosen.labels) else None)
+        explanation = engine.explain(name, file, question)
+        both = picture.shown, covered(picture, explanation.maps[-1])
+        value = lens_value([pane(chosen, picture, explanation, question)], DEPTH_NAMES[method])
+        layers = len(explanation.maps)
+        return ranked(chosen, explanation), both, value, gr.update(maximum=layers), shown
+
+    looked = gr.on(
+        [image.change, model.change, *controls.changes, target.input],
+        or_cleared(look, None, None, None, gr.skip(), gr.skip()),
+        asked,
+        [prediction, slider, glass, layer, target],
+        preprocess=False,
+        trigger_mode="always_last",
+        show_progress_on=[prediction],
+        **OF_THE_PAGE,
+    )
+
+    def look_from(upload: dict, name: str, method: str, fusion: str, discard: float, label: int, picked: gr.EventData):
+        """What the picked patch attends to or, where none is, what the head reads."""
+        file, (patch,) = uploaded(upload), picked.patches
+        if file is None:
+            return gr.skip()
+        chosen = engine.model(name)
+        question = question_of(method, fusion, discard, label if 0 <= label < len(chosen.labels) else None, patch)
+        explanation = engine.explain(name, file, question)
+        one = pane(chosen, engine.picture(name, file), explanation, question)
+        return lens_value([one], DEPTH_NAMES[method])
+
+    glass.pick(in_one_sentence(look_from), asked, glass, preprocess=False, trigger_mode="always_last", **OF_THE_PAGE)
+
+    def look_with_heads(is_open: bool, upload: dict | None, name: str, number: int) -> Any:
+        file = uploaded(upload)
+        if not is_open or file is None:
+            return gr.skip() if file else None
+        picture = engine.picture(name, file)
+        index = min(number, engine.model(name).config.num_hidden_layers) - 1
+        maps = engine.heads(name, file, index)
+        return [(covered(picture, one, side=_HEAD_SIDE), f"head {head + 1}") for head, one in enumerate(maps)]
+
+    heads_tab.select(lambda: True, None, heads_open, **AT_ONCE)
+    gr.on([depth_tab.select, truth_tab.select], lambda: False, None, heads_open, **AT_ONCE)
+    with_heads: dict[str, Any] = {
+        "fn": in_one_sentence(look_with_heads),
+        "inputs": [heads_open, image, model, layer],
+        "outputs": heads,
+        "preprocess": False,
+        **OF_THE_PAGE,
+    }
+    gr.on([heads_open.change, layer.release], trigger_mode="always_last", **with_heads)
+    looked.then(**with_heads)
+
+    def offer_classes(name: str) -> gr.Dropdown:
+        labels = engine.model(name).labels
+        return gr.Dropdown([PREDICTED, *((label, index) for index, label in enumerate(labels))], value=-1)
+
+    model.change(in_one_sentence(offer_classes), model, target, **OF_THE_PAGE)
