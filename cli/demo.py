@@ -26,10 +26,11 @@ def _port(text: str) -> int:
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Serves the app until it is interrupted. Others who can reach it may ask none but these models."""
     from vitrail.demo import launch
-    from vitrail.modeling import InputError
 
     try:
         launch(arguments.model, host=arguments.host, port=arguments.port, share=arguments.share, mcp=arguments.mcp)
     except OSError as error:
+        from vitrail.modeling import InputError  # which takes seconds, in which the page is there already
+
         raise InputError(f"The app cannot start: {str(error).splitlines()[0].rstrip('.')}.") from error
     return 0

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _Parser(prog="vitrail", description="Vision Transformers: train, trust, look inside, share.")
     parser.add_argument("--version", action="version", version=f"vitrail {version('vitrail')}")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in (train, evaluate, predict, explain, convert, push, demo, space):
         verb.add_parser(verbs)
     arguments, rest = parser.parse_known_args(argv)
@@ -41,32 +41,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from huggingface_hub.errors import StrictDataclassError
     from tqdm import tqdm
-    from transformers.utils import logging
 
-    from vitrail.modeling import InputError
-    from vitrail.publishing import PublishingError
+    if arguments.verb != "demo":  # whose page is there before transformers is imported
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of loading and saving; downloads and training keep theirs
+        logging.disable_progress_bar()  # of loading and saving; downloads and training keep theirs
     try:
         return arguments.run(arguments, rest)
-    except (InputError, StrictDataclassError) as error:
-        sentence, code = _sentence(error), 2
-    except PublishingError as error:
-        sentence, code = str(error), 1
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
-            raise
-        sentence, code = f"{error.name} is not installed: pip install 'vitrail[{_EXTRAS[error.name]}]'.", 2
     except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        tqdm.write("vitrail: interrupted.", file=sys.stderr)
-        return 130
+        sentence, code = "interrupted.", 130
+    except Exception as error:  # those that users cause are classes of libraries that may not be imported yet
+        told = _told(error)
+        if told is None:
+            raise
+        sentence, code = told
     tqdm.write(f"vitrail: {sentence}", file=sys.stderr)  # clear of a progress bar that is still drawn
     return code
+
+
+def _told(error: Exception) -> tuple[str, int] | None:
+    """What to say of an error, and the exit code; None of a bug."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    from vitrail.modeling import InputError
+    from vitrail.publishing import PublishingError
+
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+        return f"{error.name} is not installed: pip install 'vitrail[{_EXTRAS[error.name]}]'.", 2
+    if isinstance(error, (InputError, StrictDataclassError)):
+        return _sentence(error), 2
+    return (str(error), 1) if isinstance(error, PublishingError) else None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,6 +1,9 @@
-"""Every action as a named endpoint, for programs and, with `--mcp`, for language models."""
+"""Every action as a named endpoint, for programs and, with `--mcp`, for language models.
 
-from typing import Any, Literal
+Each gives one value, because gradio 6.31 makes a single text of several for language models, pictures included.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
 from gradio import FileData
@@ -8,12 +11,17 @@ from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 
 from vitrail.demo.controls import question_of
-from vitrail.demo.engine import Engine
+from vitrail.demo.engine import Engine, File
 from vitrail.demo.events import ONE_AT_A_TIME, in_one_sentence
 from vitrail.demo.showing import covered
 from vitrail.demo.table import predictions
 from vitrail.demo.uploads import file_of
 
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vitrail.demo.explaining import Explanation
 
 Method = Literal["rollout", "attention", "relevance", "gradient_rollout"]
 Fusion = Literal["mean", "max", "min"]
@@ -49,8 +57,8 @@ def add_api(engine: Engine) -> None:
         patch_row: int = 0,
         patch_column: int = 0,
         opacity: float = 0.6,
-    ) -> tuple[FileData, dict[str, Any]]:
-        """Show where a model looked in an image, or what spoke for a class.
+    ) -> FileData:
+        """Draw where a model looked in an image, or what spoke for a class.
 
         Args:
             image: an image file.
@@ -66,21 +74,52 @@ def add_api(engine: Engine) -> None:
             opacity: how strongly the map covers the picture, from 0 to 1.
 
         Returns:
-            a PNG of the image under the map; and {"label", "probability", "grid"}: the class that the map is about or
-            else the predicted one, and the value of every patch in rows. A model without classes has no label.
+            a PNG of the image under the map.
         """
         name, file = model or engine.names[0], file_of(image)
-        labels = engine.model(name).labels
-        patch = (patch_row - 1, patch_column - 1) if patch_row or patch_column else None
-        question = question_of(method, head_fusion, discard_ratio, class_of(label, labels), patch)
-        found = engine.explain(name, file, question)
-        heatmap = found.maps[layer_of(layer, len(found.maps))]
+        _, heatmap = _explained(
+            engine, name, file, method, label, head_fusion, discard_ratio, layer, patch_row, patch_column
+        )
         picture = covered(engine.picture(name, file), heatmap, opacity)
-        said: dict[str, Any] = {"grid": heatmap.tolist()}
-        if labels:
+        return FileData(path=save_pil_to_cache(picture, get_upload_folder(), "explanation", "png"))
+
+    def heatmap(
+        image: FileData,
+        model: str = "",
+        method: Method = "rollout",
+        label: str = "",
+        head_fusion: Fusion = "mean",
+        discard_ratio: float = 0.0,
+        layer: int = 0,
+        patch_row: int = 0,
+        patch_column: int = 0,
+    ) -> dict[str, Any]:
+        """The map that explain draws, in numbers.
+
+        Args:
+            image: an image file.
+            model: which of the app's models; by default the first.
+            method: as of explain.
+            label: as of explain.
+            head_fusion: as of explain.
+            discard_ratio: as of explain.
+            layer: as of explain.
+            patch_row: as of explain.
+            patch_column: as of explain.
+
+        Returns:
+            {"label", "probability", "grid"}: the class that the map is about or else the predicted one, and the value
+            of every patch in rows. A model without classes has no label.
+        """
+        name, file = model or engine.names[0], file_of(image)
+        found, grid = _explained(
+            engine, name, file, method, label, head_fusion, discard_ratio, layer, patch_row, patch_column
+        )
+        said: dict[str, Any] = {"grid": grid.tolist()}
+        if labels := engine.model(name).labels:
             index = int(found.probabilities.argmax()) if found.target is None else found.target
             said |= {"label": labels[index], "probability": float(found.probabilities[index])}
-        return FileData(path=save_pil_to_cache(picture, get_upload_folder(), "explanation", "png")), said
+        return said
 
     def heads(image: FileData, model: str = "", layer: int = 0) -> list[list[list[float]]]:
         """What each attention head of a layer looks at.
@@ -162,9 +201,28 @@ def add_api(engine: Engine) -> None:
         found = engine.facts(name)
         return {"models": engine.names, "facts": found.table, "classes": engine.model(name).labels, "card": found.card}
 
-    for endpoint in (predict, explain, heads, test_map, describe):
+    for endpoint in (predict, explain, heatmap, heads, test_map, describe):
         gr.api(in_one_sentence(endpoint), **ONE_AT_A_TIME)
     gr.api(in_one_sentence(predict_all), concurrency_id="batch", concurrency_limit=1)
+
+
+def _explained(
+    engine: Engine,
+    name: str,
+    file: File,
+    method: Method,
+    label: str,
+    head_fusion: Fusion,
+    discard_ratio: float,
+    layer: int,
+    patch_row: int,
+    patch_column: int,
+) -> tuple["Explanation", "np.ndarray"]:
+    """The answer, and its map of that layer."""
+    patch = (patch_row - 1, patch_column - 1) if patch_row or patch_column else None
+    target = class_of(label, engine.model(name).labels)
+    found = engine.explain(name, file, question_of(method, head_fusion, discard_ratio, target, patch))
+    return found, found.maps[layer_of(layer, len(found.maps))]
 
 
 def class_of(label: str, labels: list[str]) -> int | None:

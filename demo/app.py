@@ -23,17 +23,18 @@ from vitrail.demo.look import build_look
 
 _MAX_FILE_SIZE = "20mb"
 _WAITING = 64  # events, above which the app says that it is busy
-_KEPT = 3600  # seconds for which uploads and pictures stay on the disk
+_KEPT = 86400  # seconds for which uploads, pictures and links stay
 
 
 def build_app(engine: Engine) -> gr.Blocks:
     """The app on the models of an engine."""
-    with gr.Blocks(title="Vitrail", analytics_enabled=False, delete_cache=(_KEPT // 6, _KEPT)) as app:
+    with gr.Blocks(title="Vitrail", analytics_enabled=False, delete_cache=(_KEPT // 24, _KEPT)) as app:
         with gr.Row():
             with gr.Column(min_width=300):
                 gr.Markdown("# Vitrail\nWhat a ViT sees in an image, where it looked, and whether that is true.")
             with gr.Column(min_width=300):
                 model = model_choice(engine, "Model", "model")
+                gr.DeepLinkButton("Copy a link to this view", size="sm")
         with gr.Tab("Look") as look:
             build_look(engine, model)
         with gr.Tab("Compare") as compare:
@@ -85,6 +86,9 @@ def launch(
         footer_links=["api", "settings"],
         prevent_thread_lock=True,
     )
+    from transformers.utils import logging  # the page is there before it
+
+    logging.disable_progress_bar()  # of loading; downloads keep theirs
     try:
         engine.model(engine.names[0])
         app.block_thread()

@@ -44,7 +44,7 @@ def packed_wheel() -> tuple[str, bytes]:
         assert spec.origin is not None, part
         folder = Path(spec.origin).parent
         for path in folder.rglob("*"):
-            if path.suffix in (".py", ".yaml") or path.name == "py.typed":
+            if path.is_file() and path.parent.name != "__pycache__":
                 files[f"vitrail/{part}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
     information = f"vitrail-{record.version}.dist-info"
     described = ["METADATA", "entry_points.txt"]
