@@ -24,6 +24,10 @@ from vitrail.demo.look import build_look
 _MAX_FILE_SIZE = "20mb"
 _WAITING = 64  # events, above which the app says that it is busy
 _KEPT = 86400  # seconds for which uploads, pictures and links stay
+# Fonts that are there without a request to anybody, and hints that can be read.
+_THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+    body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300"
+)
 
 
 def build_app(engine: Engine) -> gr.Blocks:
@@ -80,7 +84,7 @@ def launch(
         share=share,
         mcp_server=mcp,
         max_file_size=_MAX_FILE_SIZE,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=_THEME,
         css_paths=Path(__file__).with_name("app.css"),
         ssr_mode=False,
         footer_links=["api", "settings"],

@@ -73,7 +73,7 @@ class Explanation:
     Attributes:
         probabilities: (K,) of the classes, or none.
         target: the class that `maps` are about, if they are about one.
-        maps: (L, rows, columns) float32, up to or of every layer.
+        maps: (L, rows, columns) float32, up to or of every layer; of relevance only what distinguishes patches.
     """
 
     probabilities: np.ndarray
@@ -142,7 +142,10 @@ def explain(model: Model, picture: Picture, question: Question) -> Explanation:
         out = rollout_by_depth(model.seeing, pixels, question.head_fusion, question.discard_ratio, patch=question.patch)
     else:
         out = attention_by_depth(model.seeing, pixels, question.head_fusion, patch=question.patch)
-    return Explanation(probabilities_of(model, out.logits), target, out.heatmap[0].cpu().numpy())
+    maps = out.heatmap[0].cpu().numpy()
+    if target is not None:  # where the head reads a mean, every patch speaks for itself, and equally much
+        maps = maps - maps.min(axis=(1, 2), keepdims=True)
+    return Explanation(probabilities_of(model, out.logits), target, maps)
 
 
 def heads(model: Model, picture: Picture, layer: int) -> np.ndarray:

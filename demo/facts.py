@@ -84,8 +84,8 @@ def _table(model: Model) -> dict[str, str]:
     parameters = model.seeing.num_parameters()
     table = {
         "Variant": variant_of(config) or "none of the paper's",
-        "Parameters": f"{parameters / 1e6:,.2f} million",
-        "Multiply-adds of one image": f"{giga_multiply_adds(config):,.2f} billion",
+        "Parameters": _amount(parameters),
+        "Multiply-adds of one image": _amount(1e9 * giga_multiply_adds(config)),
         "Image": f"{height}x{width} pixels, {config.num_channels} channels",
         "Patches": f"{rows}x{columns} of {patch_height}x{patch_width} pixels",
         "Layers": f"{config.num_hidden_layers}, of width {config.hidden_size} and {config.num_attention_heads} heads",
@@ -97,6 +97,10 @@ def _table(model: Model) -> dict[str, str]:
     else:
         table["Classes"] = "none; the checkpoint has no head"
     return table
+
+
+def _amount(number: float) -> str:
+    return f"{number / 1e9:,.2f} billion" if number >= 1e9 else f"{number / 1e6:,.2f} million"
 
 
 def _card(model: str) -> str:
