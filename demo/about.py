@@ -21,7 +21,6 @@ def build_about(engine: Engine, model: gr.Dropdown, tab: gr.Tab, others: list[gr
     facts = gr.Markdown(elem_id="facts", container=False)
     figure = gr.Gallery(
         label="Figure 7 of the paper, of these weights",
-        columns=3,
         elem_classes="unrolled",
         object_fit="contain",
         interactive=False,
@@ -32,7 +31,6 @@ def build_about(engine: Engine, model: gr.Dropdown, tab: gr.Tab, others: list[gr
     card = gr.Markdown(elem_id="card", container=False)
     pictures = gr.Gallery(
         label="Pictures of the card",
-        columns=2,
         elem_classes="unrolled",
         object_fit="contain",
         interactive=False,

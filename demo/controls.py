@@ -96,6 +96,16 @@ def model_choice(engine: Engine, label: str, elem_id: str, value: str | None = N
     )
 
 
+def class_choices(labels: list[str]) -> list[tuple[str, int]]:
+    """The classes that a map may be about."""
+    return [PREDICTED, *((label, index) for index, label in enumerate(labels))]
+
+
+def chosen_class(choice: int, labels: list[str]) -> int | None:
+    """The class that was chosen; None, the predicted one, also where another model had a class of that number."""
+    return choice if 0 <= choice < len(labels) else None
+
+
 def question_of(
     method: str,
     head_fusion: str,

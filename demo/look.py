@@ -6,7 +6,15 @@ from typing import Any
 
 import gradio as gr
 
-from vitrail.demo.controls import DEPTH_NAMES, OF_A_CLASS, PREDICTED, MapControls, question_of
+from vitrail.demo.controls import (
+    DEPTH_NAMES,
+    OF_A_CLASS,
+    PREDICTED,
+    MapControls,
+    chosen_class,
+    class_choices,
+    question_of,
+)
 from vitrail.demo.engine import Engine
 from vitrail.demo.events import AT_ONCE, OF_THE_PAGE, in_one_sentence, or_cleared
 from vitrail.demo.lens import lens, lens_value
@@ -52,7 +60,6 @@ def build_look(engine: Engine, model: gr.Dropdown) -> None:
             layer = gr.Slider(1, 12, value=12, step=1, label="Layer", elem_id="layer")
             heads = gr.Gallery(
                 label="What each head attends to",
-                columns=6,
                 elem_classes="unrolled",
                 object_fit="contain",
                 interactive=False,
@@ -60,25 +67,35 @@ def build_look(engine: Engine, model: gr.Dropdown) -> None:
                 elem_id="heads",
             )
         with gr.Tab("Is it true?") as truth_tab:
-            build_truth(engine, image, asked)
+            build_truth(engine, asked)
 
-    def look(upload: dict | None, name: str, method: str, fusion: str, discard: float, label: int) -> tuple:
+    def look(
+        upload: dict | None, name: str, method: str, fusion: str, discard: float, choice: int, number: int
+    ) -> tuple:
         file, about_class = uploaded(upload), method in OF_A_CLASS
-        shown = gr.update(visible=about_class)
         if file is None:
-            return None, None, None, gr.skip(), shown
+            return None, None, None, gr.skip(), gr.update(visible=about_class)
         chosen, picture = engine.model(name), engine.picture(name, file)
-        question = question_of(method, fusion, discard, label if 0 <= label < len(chosen.labels) else None)
+        target = chosen_class(choice, chosen.labels)
+        question = question_of(method, fusion, discard, target)
         explanation = engine.explain(name, file, question)
-        both = picture.shown, covered(picture, explanation.maps[-1])
-        value = lens_value([pane(chosen, picture, explanation, question)], DEPTH_NAMES[method])
+        offered = gr.update(visible=False)
+        if about_class:
+            value = PREDICTED[1] if target is None else target
+            offered = gr.update(visible=True, choices=class_choices(chosen.labels), value=value)
         layers = len(explanation.maps)
-        return ranked(chosen, explanation), both, value, gr.update(maximum=layers), shown
+        return (
+            ranked(chosen, explanation),
+            (picture.shown, covered(picture, explanation.maps[-1])),
+            lens_value([pane(chosen, picture, explanation, question)], DEPTH_NAMES[method]),
+            gr.update(maximum=layers, value=min(number, layers)),
+            offered,
+        )
 
     looked = gr.on(
         [image.change, model.change, *controls.changes, target.input],
         or_cleared(look, None, None, None, gr.skip(), gr.skip()),
-        asked,
+        [*asked, layer],
         [prediction, slider, glass, layer, target],
         preprocess=False,
         trigger_mode="always_last",
@@ -86,13 +103,13 @@ def build_look(engine: Engine, model: gr.Dropdown) -> None:
         **OF_THE_PAGE,
     )
 
-    def look_from(upload: dict, name: str, method: str, fusion: str, discard: float, label: int, picked: gr.EventData):
+    def look_from(upload: dict, name: str, method: str, fusion: str, discard: float, choice: int, picked: gr.EventData):
         """What the picked patch attends to or, where none is, what the head reads."""
         file, (patch,) = uploaded(upload), picked.patches
         if file is None:
             return gr.skip()
         chosen = engine.model(name)
-        question = question_of(method, fusion, discard, label if 0 <= label < len(chosen.labels) else None, patch)
+        question = question_of(method, fusion, discard, chosen_class(choice, chosen.labels), patch)
         explanation = engine.explain(name, file, question)
         one = pane(chosen, engine.picture(name, file), explanation, question)
         return lens_value([one], DEPTH_NAMES[method])
@@ -119,9 +136,3 @@ def build_look(engine: Engine, model: gr.Dropdown) -> None:
     }
     gr.on([heads_open.change, layer.release], trigger_mode="always_last", **with_heads)
     looked.then(**with_heads)
-
-    def offer_classes(name: str) -> gr.Dropdown:
-        labels = engine.model(name).labels
-        return gr.Dropdown([PREDICTED, *((label, index) for index, label in enumerate(labels))], value=-1)
-
-    model.change(in_one_sentence(offer_classes), model, target, **OF_THE_PAGE)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from vitrail.demo.controls import question_of
+from vitrail.demo.controls import chosen_class, question_of
 from vitrail.demo.engine import Engine
 from vitrail.demo.events import AT_ONCE, OF_THE_PAGE, or_cleared
 from vitrail.demo.uploads import uploaded
@@ -23,13 +23,12 @@ _SIDE = 320  # pixels of a picture with hidden patches
 _HIDDEN = (127, 127, 127)
 
 
-def build_truth(engine: Engine, image: gr.Image, asked: list[Any]) -> None:
+def build_truth(engine: Engine, asked: list[Any]) -> None:
     """The view.
 
     Args:
         engine: what answers.
-        image: with another one, the result of an earlier test goes.
-        asked: the components with the upload, the model, the controls of the map and the class.
+        asked: the upload, the model, the controls of the map and the class; when one changes, an earlier result goes.
     """
     gr.Markdown(
         "If the map is true, hiding its brightest patches takes the prediction away sooner than hiding as many at "
@@ -51,7 +50,6 @@ def build_truth(engine: Engine, image: gr.Image, asked: list[Any]) -> None:
     )
     pictures = gr.Gallery(
         label="What the model was asked",
-        columns=3,
         elem_classes="unrolled",
         object_fit="contain",
         interactive=False,
@@ -62,12 +60,12 @@ def build_truth(engine: Engine, image: gr.Image, asked: list[Any]) -> None:
     results = [verdict, plot, pictures]
     nothing = "", gr.update(visible=False), gr.update(visible=False)
 
-    def test(upload: dict | None, name: str, method: str, fusion: str, discard: float, label: int) -> tuple:
+    def test(upload: dict | None, name: str, method: str, fusion: str, discard: float, choice: int) -> tuple:
         file = uploaded(upload)
         if file is None:
             return nothing
         model, picture = engine.model(name), engine.picture(name, file)
-        question = question_of(method, fusion, discard, label if 0 <= label < len(model.labels) else None)
+        question = question_of(method, fusion, discard, chosen_class(choice, model.labels))
         found = engine.occlude(name, file, question)
         said = sentence(found, model.labels[found.target])
         drawn = gr.update(value=curves(found), visible=True)
