@@ -30,7 +30,14 @@ def build_batch(engine: Engine, model: gr.Dropdown) -> None:
         start = gr.Button("Predict all", variant="primary", elem_id="predict-all")
         stop = gr.Button("Stop", elem_id="stop")
     said = gr.Markdown(elem_id="batch-said", container=False)
-    table = gr.Dataframe(headers=list(COLUMNS), datatype="str", interactive=False, wrap=True, elem_id="table")
+    table = gr.Dataframe(
+        headers=list(COLUMNS),
+        datatype="str",
+        column_widths=["220px", "140px", "120px", "320px"],
+        interactive=False,
+        wrap=True,
+        elem_id="table",
+    )
     download = gr.DownloadButton("Download as CSV", visible=False, elem_id="csv")
 
     def fill_table(uploads: list[dict] | None, name: str, progress: gr.Progress = gr.Progress()) -> Iterator[tuple]:  # noqa: B008 - gradio's way to ask for one

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from vitrail.demo.engine import File
 
@@ -33,6 +34,8 @@ def uploaded(upload: dict[str, Any] | None) -> File | None:
 def file_of(upload: Any) -> File:
     """The file that gradio describes so, having made sure that it is one of those that it was given.
 
+    Gradio does so itself only where the description says that it is one.
+
     Raises:
         InputError: there is none.
     """
@@ -40,7 +43,7 @@ def file_of(upload: Any) -> File:
 
     if not isinstance(upload, dict) or not isinstance(upload.get("path"), str):
         raise InputError("There is no file; upload one, or give its address.")
-    path = Path(upload["path"])
-    if not path.is_file():
-        raise InputError("The file is not here any more; upload it again.")
-    return File(path, upload.get("orig_name") or path.name)
+    given, path = Path(get_upload_folder()).resolve(), Path(upload["path"]).resolve()
+    if not path.is_relative_to(given) or not path.is_file():
+        raise InputError("The file is not here, or not any more; upload it again.")
+    return File(path, str(upload.get("orig_name") or path.name))
