@@ -6,6 +6,7 @@ import gradio as gr
 
 from vitrail.demo.engine import Engine
 from vitrail.demo.events import AT_ONCE, OF_THE_PAGE, in_one_sentence
+from vitrail.demo.showing import gallery
 
 
 def build_about(engine: Engine, model: gr.Dropdown, tab: gr.Tab, others: list[gr.Tab]) -> None:
@@ -19,25 +20,10 @@ def build_about(engine: Engine, model: gr.Dropdown, tab: gr.Tab, others: list[gr
     """
     is_open = gr.State(False)
     facts = gr.Markdown(elem_id="facts", container=False)
-    figure = gr.Gallery(
-        label="Figure 7 of the paper, of these weights",
-        elem_classes="unrolled",
-        object_fit="contain",
-        interactive=False,
-        buttons=["download", "fullscreen"],
-        elem_id="figure-7",
-    )
+    figure = gallery("Figure 7 of the paper, of these weights", "figure-7")
     remarks = gr.Markdown(container=False)
     card = gr.Markdown(elem_id="card", container=False)
-    pictures = gr.Gallery(
-        label="Pictures of the card",
-        elem_classes="unrolled",
-        object_fit="contain",
-        interactive=False,
-        visible=False,
-        buttons=["download", "fullscreen"],
-        elem_id="card-pictures",
-    )
+    pictures = gallery("Pictures of the card", "card-pictures", visible=False)
 
     def tell(is_open: bool, name: str) -> tuple:
         if not is_open:

@@ -3,14 +3,17 @@
 Each gives one value, because gradio 6.31 makes a single text of several for language models, pictures included.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
 from gradio import FileData
 from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
+from pydantic import ValidationError, validate_call
 
-from vitrail.demo.controls import question_of
 from vitrail.demo.engine import Engine, File
 from vitrail.demo.events import ONE_AT_A_TIME, in_one_sentence
 from vitrail.demo.showing import covered
@@ -159,11 +162,11 @@ def add_api(engine: Engine) -> None:
             image; the shares of the patches that were hidden; the probability with the brightest of the map hidden; and
             with each of several random draws.
         """
-        from vitrail.demo.explaining import SHARES
+        from vitrail.demo.explaining import SHARES, Question
 
         name = model or engine.names[0]
         labels = engine.model(name).labels
-        question = question_of(method, head_fusion, discard_ratio, class_of(label, labels))
+        question = Question(method, class_of(label, labels), head_fusion, discard_ratio)
         found = engine.occlude(name, file_of(image), question)
         return {
             "label": labels[found.target],
@@ -202,8 +205,32 @@ def add_api(engine: Engine) -> None:
         return {"models": engine.names, "facts": found.table, "classes": engine.model(name).labels, "card": found.card}
 
     for endpoint in (predict, explain, heatmap, heads, test_map, describe):
-        gr.api(in_one_sentence(endpoint), **ONE_AT_A_TIME)
-    gr.api(in_one_sentence(predict_all), concurrency_id="batch", concurrency_limit=1)
+        gr.api(in_one_sentence(_typed(endpoint)), **ONE_AT_A_TIME)
+    gr.api(in_one_sentence(_typed(predict_all)), concurrency_id="batch", concurrency_limit=1)
+
+
+def _typed(endpoint: Callable) -> Callable:
+    """The endpoint for arguments from anywhere.
+
+    Raises:
+        InputError: one is not of the type that the endpoint documents.
+    """
+    names = list(signature(endpoint).parameters)
+    validated = validate_call(endpoint)
+
+    @wraps(endpoint)
+    def call(*arguments: Any) -> Any:
+        from vitrail.modeling import InputError
+
+        try:
+            return validated(*arguments)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = first["loc"][0]
+            name = names[place] if isinstance(place, int) else place
+            raise InputError(f"{name} cannot be used: {first['msg']}.") from error
+
+    return call
 
 
 def _explained(
@@ -219,9 +246,20 @@ def _explained(
     patch_column: int,
 ) -> tuple["Explanation", "np.ndarray"]:
     """The answer, and its map of that layer."""
-    patch = (patch_row - 1, patch_column - 1) if patch_row or patch_column else None
-    target = class_of(label, engine.model(name).labels)
-    found = engine.explain(name, file, question_of(method, head_fusion, discard_ratio, target, patch))
+    from vitrail.demo.explaining import Question
+    from vitrail.modeling import InputError
+
+    model, patch = engine.model(name), None
+    if patch_row or patch_column:
+        size = engine.picture(name, file).pixel_values.shape[2:]
+        rows, columns = (pixels // side for pixels, side in zip(size, model.config.patch_shape))
+        if not (1 <= patch_row <= rows and 1 <= patch_column <= columns):
+            raise InputError(
+                f"There is no patch in row {patch_row}, column {patch_column}; the image has {rows} rows of {columns}."
+            )
+        patch = patch_row - 1, patch_column - 1
+    question = Question(method, class_of(label, model.labels), head_fusion, discard_ratio, patch)
+    found = engine.explain(name, file, question)
     return found, found.maps[layer_of(layer, len(found.maps))]
 
 
@@ -237,7 +275,7 @@ def class_of(label: str, labels: list[str]) -> int | None:
         return None
     if label not in labels:
         some = ", ".join(labels[:10]) + ", ..." * (len(labels) > 10)
-        raise InputError(f"{label} is none of the model's labels, {some or 'of which it has none'}.")
+        raise InputError(f"{label[:40]!r} is none of the model's labels, {some or 'of which it has none'}.")
     return labels.index(label)
 
 

@@ -37,7 +37,7 @@ def build_compare(engine: Engine) -> None:
     ) -> tuple:
         """What both models say, and what the lens shows."""
         given = [uploaded(upload) for upload in uploads]
-        shares, panes = [], []
+        shares, panes, depth_names = [], [], set()
         for name, file, other, patch in zip(names, given, reversed(given), patches):
             file = file or other
             if file is None:
@@ -45,8 +45,9 @@ def build_compare(engine: Engine) -> None:
             model, question = engine.model(name), question_of(*how, patch=patch)
             explanation = engine.explain(name, file, question)
             shares.append(ranked(model, explanation))
+            depth_names.add(DEPTH_NAMES[question.method])
             panes.append(pane(model, engine.picture(name, file), explanation, question, name))
-        return *shares, lens_value(panes, DEPTH_NAMES[how[0]])
+        return *shares, lens_value(panes, depth_names.pop() if len(depth_names) == 1 else "Layer")
 
     def compare(
         first: dict | None, second: dict | None, one: str, other: str, method: str, fusion: str, discard: float

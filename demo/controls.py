@@ -111,10 +111,12 @@ def question_of(
     head_fusion: str,
     discard_ratio: float,
     target: int | None = None,
-    patch: list[int] | tuple[int, int] | None = None,
+    patch: list[int] | None = None,
 ) -> Question:
-    """The question that the values of the controls put."""
+    """The question that the values of the controls put. A patch has attention, but nothing that spoke for a class."""
     from vitrail.demo.explaining import Question
 
-    place = None if patch is None else (int(patch[0]), int(patch[1]))
-    return Question(method, target, head_fusion, float(discard_ratio), place)  # pyright: ignore[reportArgumentType] - as the controls offer them
+    if patch is None:
+        return Question(method, target, head_fusion, discard_ratio)  # pyright: ignore[reportArgumentType] - as the controls offer them
+    asked = "attention" if method in OF_A_CLASS else method
+    return Question(asked, None, head_fusion, discard_ratio, (patch[0], patch[1]))  # pyright: ignore[reportArgumentType] - likewise

@@ -50,6 +50,10 @@ class Question:
     discard_ratio: float = 0.0
     patch: tuple[int, int] | None = None
 
+    def __post_init__(self):
+        if self.patch is not None and self.method in OF_A_CLASS:
+            raise InputError(f"{self.method} is of what the head reads; for a patch choose rollout or attention.")
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -130,11 +134,11 @@ def explain(model: Model, picture: Picture, question: Question) -> Explanation:
         InputError: the question does not fit the model, or its weights hold NaN.
     """
     pixels = picture.pixel_values.to(model.classifier.device)
-    classified = question.method in OF_A_CLASS and question.patch is None
-    if classified and not model.has_classes:
+    of_a_class = question.method in OF_A_CLASS
+    if of_a_class and not model.has_classes:
         raise InputError(f"{model.name} has no head, hence no classes to explain; choose rollout or attention.")
     target = None
-    if classified:
+    if of_a_class:
         method = "chefer" if question.method == "relevance" else "gradient_rollout"
         out = relevance_by_depth(model.classifier, pixels, question.target, method)
         target = int(out.target[0])

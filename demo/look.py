@@ -18,7 +18,7 @@ from vitrail.demo.controls import (
 from vitrail.demo.engine import Engine
 from vitrail.demo.events import AT_ONCE, OF_THE_PAGE, in_one_sentence, or_cleared
 from vitrail.demo.lens import lens, lens_value
-from vitrail.demo.showing import covered, pane, ranked
+from vitrail.demo.showing import covered, gallery, pane, ranked
 from vitrail.demo.truth import build_truth
 from vitrail.demo.uploads import image_input, uploaded
 
@@ -58,14 +58,7 @@ def build_look(engine: Engine, model: gr.Dropdown) -> None:
         with gr.Tab("Heads") as heads_tab:
             heads_open = gr.State(False)
             layer = gr.Slider(1, 12, value=12, step=1, label="Layer", elem_id="layer")
-            heads = gr.Gallery(
-                label="What each head attends to",
-                elem_classes="unrolled",
-                object_fit="contain",
-                interactive=False,
-                buttons=["download", "fullscreen"],
-                elem_id="heads",
-            )
+            heads = gallery("What each head attends to", "heads")
         with gr.Tab("Is it true?") as truth_tab:
             build_truth(engine, asked)
 
@@ -87,7 +80,7 @@ def build_look(engine: Engine, model: gr.Dropdown) -> None:
         return (
             ranked(chosen, explanation),
             (picture.shown, covered(picture, explanation.maps[-1])),
-            lens_value([pane(chosen, picture, explanation, question)], DEPTH_NAMES[method]),
+            lens_value([pane(chosen, picture, explanation, question)], DEPTH_NAMES[question.method]),
             gr.update(maximum=layers, value=min(number, layers)),
             offered,
         )
@@ -112,7 +105,7 @@ def build_look(engine: Engine, model: gr.Dropdown) -> None:
         question = question_of(method, fusion, discard, chosen_class(choice, chosen.labels), patch)
         explanation = engine.explain(name, file, question)
         one = pane(chosen, engine.picture(name, file), explanation, question)
-        return lens_value([one], DEPTH_NAMES[method])
+        return lens_value([one], DEPTH_NAMES[question.method])
 
     glass.pick(in_one_sentence(look_from), asked, glass, preprocess=False, trigger_mode="always_last", **OF_THE_PAGE)
 

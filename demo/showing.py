@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import gradio as gr
 import numpy as np
 from PIL import Image
 
@@ -76,3 +77,16 @@ def covered(picture: Picture, heatmap: np.ndarray, alpha: float = _ALPHA, side: 
         across, down = size[0] / shown.width, size[1] / shown.height
         shown, region = shown.resize(size), (region[0] * across, region[1] * down, region[2] * across, region[3] * down)
     return overlay(shown, torch.from_numpy(heatmap), alpha, region)
+
+
+def gallery(label: str, elem_id: str, visible: bool = True) -> gr.Gallery:
+    """A gallery as high as its pictures, in as many columns as the page is wide for."""
+    return gr.Gallery(
+        label=label,
+        elem_classes="unrolled",
+        object_fit="contain",
+        interactive=False,
+        visible=visible,
+        buttons=["download", "fullscreen"],
+        elem_id=elem_id,
+    )

@@ -12,6 +12,7 @@ from PIL import Image
 from vitrail.demo.controls import chosen_class, question_of
 from vitrail.demo.engine import Engine
 from vitrail.demo.events import AT_ONCE, OF_THE_PAGE, or_cleared
+from vitrail.demo.showing import gallery
 from vitrail.demo.uploads import uploaded
 
 
@@ -48,15 +49,7 @@ def build_truth(engine: Engine, asked: list[Any]) -> None:
         visible=False,
         elem_id="fall",
     )
-    pictures = gr.Gallery(
-        label="What the model was asked",
-        elem_classes="unrolled",
-        object_fit="contain",
-        interactive=False,
-        visible=False,
-        buttons=["fullscreen"],
-        elem_id="hidden",
-    )
+    pictures = gallery("What the model was asked", "hidden", visible=False)
     results = [verdict, plot, pictures]
     nothing = "", gr.update(visible=False), gr.update(visible=False)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import FileData
 from gradio.utils import get_upload_folder
 
 from vitrail.demo.engine import File
@@ -41,6 +42,8 @@ def file_of(upload: Any) -> File:
     """
     from vitrail.modeling import InputError
 
+    if isinstance(upload, FileData):
+        upload = upload.model_dump()
     if not isinstance(upload, dict) or not isinstance(upload.get("path"), str):
         raise InputError("There is no file; upload one, or give its address.")
     given, path = Path(get_upload_folder()).resolve(), Path(upload["path"]).resolve()
