@@ -81,7 +81,7 @@ class MapControls:
     @property
     def changes(self) -> list[Any]:
         """What a map must be made anew after."""
-        return [self.method.input, self.head_fusion.input, self.discard_ratio.release]
+        return [self.method.input, self.head_fusion.input, self.discard_ratio.input]
 
 
 def model_choice(engine: Engine, label: str, elem_id: str, value: str | None = None) -> gr.Dropdown:

@@ -153,6 +153,8 @@ function addPane(data, colors) {
 function show() {
   const value = props.value;
   element.hidden = !value;
+  const focused = shown.findIndex((pane) => pane.canvas === document.activeElement);
+  const cursor = shown[focused]?.cursor;
   const height = panes.offsetHeight; // while pictures are decoded, what is below stays where it is
   panes.style.minHeight = `${height}px`;
   panes.replaceChildren();
@@ -165,7 +167,12 @@ function show() {
   depth.closest("label").hidden = last === 0;
   panes.style.minHeight = "";
   drawAll();
-  if (shown.length) say(shown[0]);
+  if (!shown.length) return;
+  say(shown[0]);
+  const pane = shown[focused];
+  if (!pane) return;
+  pane.canvas.focus({ preventScroll: true }); // the keyboard goes on where it was
+  if (cursor && cursor[0] < pane.rows && cursor[1] < pane.columns) move(pane, cursor);
 }
 
 depth.addEventListener("input", drawAll);

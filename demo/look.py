@@ -127,5 +127,5 @@ def build_look(engine: Engine, model: gr.Dropdown) -> None:
         "preprocess": False,
         **OF_THE_PAGE,
     }
-    gr.on([heads_open.change, layer.release], trigger_mode="always_last", **with_heads)
+    gr.on([heads_open.change, layer.input], trigger_mode="always_last", **with_heads)
     looked.then(**with_heads)
