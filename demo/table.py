@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import lzma
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from zipfile import BadZipFile, ZipFile, ZipInfo, is_zipfile
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from vitrail.demo.engine import Engine, File
 
@@ -17,6 +18,8 @@ from vitrail.demo.engine import Engine, File
 COLUMNS: tuple[str, ...] = ("image", "label", "probability", "error")
 MOST_IMAGES = 1000
 _MOST_BYTES = 50_000_000  # of one image in an archive, unpacked
+# What the standard library makes of an archive whose headers or contents are damaged, or packed in a way it does not know.
+_DAMAGED = (BadZipFile, RuntimeError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 
 Row = dict[str, Any]
 
@@ -38,7 +41,7 @@ def predictions(engine: Engine, model: str, files: Iterable[File]) -> Iterator[l
     multi_label = engine.model(model).config.is_multi_label
     labels = engine.model(model).labels
     with TemporaryDirectory(prefix="vitrail-") as scratch:
-        for name, found in islice(_images(files, Path(scratch, "image")), MOST_IMAGES):
+        for name, found in islice(_images(files, Path(scratch)), MOST_IMAGES):
             if isinstance(found, str):
                 yield [_row(name, error=found)]
                 continue
@@ -54,14 +57,14 @@ def predictions(engine: Engine, model: str, files: Iterable[File]) -> Iterator[l
 
 def count_images(files: Iterable[File]) -> int:
     """How many `predictions` there will be."""
-    count = 0
+    total = 0
     for file in files:
-        if is_zipfile(file.path):
+        if _is_archive(file.path):
             with ZipFile(file.path) as archive:
-                count += len(_members(archive))
+                total += len(_members(archive))
         else:
-            count += 1
-    return min(count, MOST_IMAGES)
+            total += 1
+    return min(total, MOST_IMAGES)
 
 
 def write_table(rows: Iterable[Row], path: Path) -> None:
@@ -72,10 +75,14 @@ def write_table(rows: Iterable[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
-def _images(files: Iterable[File], unpacked: Path) -> Iterator[tuple[str, File | str]]:
-    """The name of each image and its file or, where there is none, why; of an archive one is unpacked at a time."""
+def _images(files: Iterable[File], scratch: Path) -> Iterator[tuple[str, File | str]]:
+    """The name of each image and its file or, where there is none, why; of an archive one is unpacked at a time.
+
+    Each under another path, or two of the same size could be taken for one where a file system's clock is slow.
+    """
+    numbers = count()
     for file in files:
-        if not is_zipfile(file.path):
+        if not _is_archive(file.path):
             yield file.name, file
             continue
         with ZipFile(file.path) as archive:
@@ -83,7 +90,7 @@ def _images(files: Iterable[File], unpacked: Path) -> Iterator[tuple[str, File |
                 try:
                     with archive.open(member) as stream:
                         content = stream.read(_MOST_BYTES + 1)  # its own word on its size may be a lie
-                except (BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error) as error:
+                except _DAMAGED as error:
                     yield member.filename, f"Cannot unpack {member.filename}: {str(error).rstrip('.')}."
                     continue
                 if len(content) > _MOST_BYTES:
@@ -92,8 +99,19 @@ def _images(files: Iterable[File], unpacked: Path) -> Iterator[tuple[str, File |
                         f"{member.filename} has more than {_MOST_BYTES // 10**6} MB; make it smaller.",
                     )
                     continue
+                unpacked = scratch / str(next(numbers))
                 unpacked.write_bytes(content)
                 yield member.filename, File(unpacked, member.filename)
+                unpacked.unlink()
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether it is a zip archive that can be listed; any other file is taken for an image, and refused as one."""
+    try:
+        ZipFile(path).close()
+    except _DAMAGED:
+        return False
+    return True
 
 
 def _members(archive: ZipFile) -> list[ZipInfo]:
