@@ -6,7 +6,7 @@ Each gives one value, because gradio 6.31 makes a single text of several for lan
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio import FileData
@@ -16,6 +16,7 @@ from pydantic import ValidationError, validate_call
 
 from vitrail.demo.engine import Engine, File
 from vitrail.demo.events import ONE_AT_A_TIME, in_one_sentence
+from vitrail.demo.question import Fusion, Method, Question
 from vitrail.demo.showing import covered
 from vitrail.demo.table import predictions
 from vitrail.demo.uploads import file_of
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vitrail.demo.explaining import Explanation
-
-Method = Literal["rollout", "attention", "relevance", "gradient_rollout"]
-Fusion = Literal["mean", "max", "min"]
 
 
 def add_api(engine: Engine) -> None:
@@ -162,7 +160,7 @@ def add_api(engine: Engine) -> None:
             image; the shares of the patches that were hidden; the probability with the brightest of the map hidden; and
             with each of several random draws.
         """
-        from vitrail.demo.explaining import SHARES, Question
+        from vitrail.demo.explaining import SHARES
 
         name = model or engine.names[0]
         labels = engine.model(name).labels
@@ -180,7 +178,7 @@ def add_api(engine: Engine) -> None:
         """Say what many images show.
 
         Args:
-            files: image files, zip archives of them, or both.
+            files: image files, zip archives of them, or both; of at most 1,000 images.
             model: which of the app's models; by default the first.
 
         Returns:
@@ -246,7 +244,6 @@ def _explained(
     patch_column: int,
 ) -> tuple["Explanation", "np.ndarray"]:
     """The answer, and its map of that layer."""
-    from vitrail.demo.explaining import Question
     from vitrail.modeling import InputError
 
     model, patch = engine.model(name), None

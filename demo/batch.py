@@ -46,9 +46,10 @@ def build_batch(engine: Engine, model: gr.Dropdown) -> None:
             gr.Warning("There are no images yet.")
             return
         rows: list[Row] = []
-        total = count_images(given)
-        for done, found in enumerate(predictions(engine, name, given), start=1):
-            rows += found
+        found = count_images(given)
+        total, left_out = min(found, MOST_IMAGES), max(0, found - MOST_IMAGES)
+        for done, some in enumerate(predictions(engine, name, given), start=1):
+            rows += some
             progress((done, total), unit="images")
             if done % _AT_A_TIME == 0:
                 yield f"{done:,} of {total:,} images", cells(rows), gr.skip()
@@ -57,6 +58,7 @@ def build_batch(engine: Engine, model: gr.Dropdown) -> None:
             path = Path(folder, "predictions.csv")
             write_table(rows, path)  # gradio takes a copy
             amount = f"{total:,} image{'s' * (total != 1)}" + f", {failed:,} of them with an error" * bool(failed)
+            amount += f"; {left_out:,} more were left out" * bool(left_out)
             yield amount, cells(rows), gr.update(value=str(path), visible=True)
 
     running = start.click(

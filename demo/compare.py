@@ -10,6 +10,7 @@ from vitrail.demo.controls import DEPTH_NAMES, MapControls, model_choice, questi
 from vitrail.demo.engine import Engine
 from vitrail.demo.events import OF_THE_PAGE, in_one_sentence, or_cleared
 from vitrail.demo.lens import lens, lens_value
+from vitrail.demo.question import Fusion, Method
 from vitrail.demo.showing import pane, ranked
 from vitrail.demo.uploads import image_input, uploaded
 
@@ -33,7 +34,7 @@ def build_compare(engine: Engine) -> None:
     asked = [*images, *models, *controls.inputs]
 
     def answers(
-        uploads: list[dict | None], names: list[str], how: tuple[str, str, float], patches: list[list[int] | None]
+        uploads: list[dict | None], names: list[str], how: tuple[Method, Fusion, float], patches: list[list[int] | None]
     ) -> tuple:
         """What both models say, and what the lens shows."""
         given = [uploaded(upload) for upload in uploads]
@@ -50,7 +51,7 @@ def build_compare(engine: Engine) -> None:
         return *shares, lens_value(panes, depth_names.pop() if len(depth_names) == 1 else "Layer")
 
     def compare(
-        first: dict | None, second: dict | None, one: str, other: str, method: str, fusion: str, discard: float
+        first: dict | None, second: dict | None, one: str, other: str, method: Method, fusion: Fusion, discard: float
     ) -> tuple:
         return answers([first, second], [one, other], (method, fusion, discard), [None, None])
 
@@ -59,8 +60,8 @@ def build_compare(engine: Engine) -> None:
         second: dict | None,
         one: str,
         other: str,
-        method: str,
-        fusion: str,
+        method: Method,
+        fusion: Fusion,
         discard: float,
         picked: gr.EventData,
     ) -> dict[str, Any]:

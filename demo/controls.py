@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
 from vitrail.demo.engine import Engine
 from vitrail.demo.events import AT_ONCE
+from vitrail.demo.question import OF_A_CLASS, Fusion, Method, Question
 
 
-if TYPE_CHECKING:
-    from vitrail.demo.explaining import Question
-
-
-METHODS = {
+METHODS: dict[str, Method] = {
     "Rollout": "rollout",
     "Single layers": "attention",
     "Relevance": "relevance",
     "Gradient rollout": "gradient_rollout",
 }
-OF_A_CLASS = ("relevance", "gradient_rollout")
 DEPTH_NAMES = {method: "Layer" if method == "attention" else "Up to layer" for method in METHODS.values()}
 PREDICTED = ("the predicted one", -1)  # among the classes on offer
 _ABOUT = (
@@ -107,16 +103,14 @@ def chosen_class(choice: int, labels: list[str]) -> int | None:
 
 
 def question_of(
-    method: str,
-    head_fusion: str,
+    method: Method,
+    head_fusion: Fusion,
     discard_ratio: float,
     target: int | None = None,
     patch: list[int] | None = None,
 ) -> Question:
     """The question that the values of the controls put. A patch has attention, but nothing that spoke for a class."""
-    from vitrail.demo.explaining import Question
-
     if patch is None:
-        return Question(method, target, head_fusion, discard_ratio)  # pyright: ignore[reportArgumentType] - as the controls offer them
+        return Question(method, target, head_fusion, discard_ratio)
     asked = "attention" if method in OF_A_CLASS else method
-    return Question(asked, None, head_fusion, discard_ratio, (patch[0], patch[1]))  # pyright: ignore[reportArgumentType] - likewise
+    return Question(asked, None, head_fusion, discard_ratio, (patch[0], patch[1]))

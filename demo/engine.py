@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitrail.demo.examples import example_files
 from vitrail.demo.latest import Latest
+from vitrail.demo.question import Question
 
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from vitrail.demo.explaining import Explanation, Occlusion, Picture, Question
+    from vitrail.demo.explaining import Explanation, Occlusion, Picture
     from vitrail.demo.facts import Facts
     from vitrail.demo.models import Model
 
@@ -57,7 +58,7 @@ class Engine:
         self.names = list(self._sources)
         self.open_to_all = open_to_all
         self._lock = RLock()  # the views' events come one at a time, those of the API beside them
-        self._models = Latest(3)
+        self._models = Latest(max(3, len(self.names)))
         self._pictures = Latest(8)  # of some megabytes each
         self._answers = Latest(64)
         if on_gpu is not None:

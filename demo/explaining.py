@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
 from vitrail.demo.models import Model
+from vitrail.demo.question import OF_A_CLASS, Question
 from vitrail.inspection import (
     attention_by_depth,
     layer_attention,
@@ -19,40 +19,12 @@ from vitrail.inspection import (
 from vitrail.modeling import InputError, read_image
 
 
-Method = Literal["rollout", "attention", "relevance", "gradient_rollout"]
-
-OF_A_CLASS = ("relevance", "gradient_rollout")
-
 SHARES = (0.1, 0.25, 0.5)  # of the patches, hidden to test a map
 DRAWS = 5  # of as many hidden at random
 
 _LARGEST_SIDE = 1024  # pixels of what is shown
 _SMALLEST_SIDE = 448  # or an 8x8 digit would be shown as a speck
 _MOST_PIXELS = 64_000_000  # of a file; read completely, they take 192 MB
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is to be shown of a prediction.
-
-    Attributes:
-        method: "rollout" or "attention", where the model looked; "relevance" or "gradient_rollout", what spoke for a
-            class.
-        target: the number of the class that relevance is about; by default the predicted one.
-        head_fusion: "mean", "max" or "min"; of rollout and attention.
-        discard_ratio: in [0, 1), of rollout.
-        patch: row and column of the patch whose attention is asked for instead of the head's.
-    """
-
-    method: Method = "rollout"
-    target: int | None = None
-    head_fusion: Literal["mean", "max", "min"] = "mean"
-    discard_ratio: float = 0.0
-    patch: tuple[int, int] | None = None
-
-    def __post_init__(self):
-        if self.patch is not None and self.method in OF_A_CLASS:
-            raise InputError(f"{self.method} is of what the head reads; for a patch choose rollout or attention.")
 
 
 @dataclass(frozen=True)
@@ -135,6 +107,8 @@ def explain(model: Model, picture: Picture, question: Question) -> Explanation:
     """
     pixels = picture.pixel_values.to(model.classifier.device)
     of_a_class = question.method in OF_A_CLASS
+    if of_a_class and question.patch is not None:
+        raise InputError(f"{question.method} is of what the head reads; for a patch choose rollout or attention.")
     if of_a_class and not model.has_classes:
         raise InputError(f"{model.name} has no head, hence no classes to explain; choose rollout or attention.")
     target = None

@@ -18,11 +18,19 @@ from vitrail.demo.models import Model
 from vitrail.inspection import attention_distance, attention_distance_figure, filters_figure, position_similarity_figure
 from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification, read_image
 from vitrail.modeling.configuration_vit import VARIANTS
+from vitrail.publishing.merging import named_after
 
 
 _DPI = 130
 _EXAMPLES = 8  # images over which the attention distance is averaged
 _PICTURE = re.compile(r"!\[(?P<caption>[^\]]*)\]\((?P<file>[\w-]+\.(?:png|jpg|jpeg))\)")
+# Comments, and whatever a page would show of another host; the card's own pictures are shown below it.
+_FOREIGN = re.compile(
+    r"<!--.*?-->"
+    r"|!\[[^\]]*\](?:\([^)]*\)|\[[^\]]*\])"
+    r"|</?(?:img|picture|source|video|audio|iframe)\b[^>]*>",
+    re.S,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,9 @@ def facts_of(model: Model) -> Facts:
     card = _card(model.source)
     pictures = [(_beside_card(model.source, found["file"]), found["caption"]) for found in _PICTURE.finditer(card)]
     figures, remarks = _figure_7(model)
-    text = re.sub(r"<!--.*?-->|!\[[^\]]*\]\([^)]*\)", "", card, flags=re.S).strip().replace(model.source, model.name)
+    text = _FOREIGN.sub("", card).strip()
+    if Path(model.source).is_dir():
+        text = named_after(text, Path(model.source), model.name)
     shown = [(read_image(path), caption) for path, caption in pictures if path is not None]
     return Facts(_table(model), text, shown, figures, remarks)
 

@@ -20,12 +20,14 @@ function layerOf(pane) {
   return last ? Math.round((depth.value * (pane.peaks.length - 1)) / last) : 0;
 }
 
-function draw(pane) {
-  const { canvas, picture, rows, columns, levels } = pane;
-  const [left, upper, right, lower] = pane.region.map((edge, axis) => edge * [canvas.width, canvas.height][axis % 2]);
-  const layer = levels.subarray(layerOf(pane) * rows * columns, (layerOf(pane) + 1) * rows * columns);
+// The map of a layer in colours, as large as the picture; white where the model saw nothing.
+function paint(pane, layer) {
+  const { canvas, rows, columns } = pane;
+  const [left, upper, right, lower] = edges(pane);
   const gray = new ImageData(columns, rows);
-  layer.forEach((level, patch) => gray.data.set([level, level, level, 255], 4 * patch));
+  pane.levels
+    .subarray(layer * rows * columns, (layer + 1) * rows * columns)
+    .forEach((level, patch) => gray.data.set([level, level, level, 255], 4 * patch));
   const small = new OffscreenCanvas(columns, rows);
   small.getContext("2d").putImageData(gray, 0, 0);
   const map = new OffscreenCanvas(canvas.width, canvas.height);
@@ -36,19 +38,32 @@ function draw(pane) {
   const data = pixels.data;
   for (let i = 0; i < data.length; i += 4) {
     const color = 3 * data[i];
-    const seen = data[i + 3] > 127; // what the model did not see fades to white
+    const seen = data[i + 3] > 127;
     data[i] = seen ? pane.colors[color] : 255;
     data[i + 1] = seen ? pane.colors[color + 1] : 255;
     data[i + 2] = seen ? pane.colors[color + 2] : 255;
     data[i + 3] = 255;
   }
   light.putImageData(pixels, 0, 0);
+  return { layer, map };
+}
+
+// Of what the model saw, in pixels of the canvas.
+function edges(pane) {
+  return pane.region.map((edge, index) => edge * (index % 2 ? pane.canvas.height : pane.canvas.width));
+}
+
+function draw(pane) {
+  const { canvas, picture, rows, columns } = pane;
+  const layer = layerOf(pane);
+  if (pane.painted?.layer !== layer) pane.painted = paint(pane, layer);
   const context = canvas.getContext("2d");
   context.globalAlpha = 1;
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   context.globalAlpha = opacity.value / 100;
-  context.drawImage(map, 0, 0);
+  context.drawImage(pane.painted.map, 0, 0);
   context.globalAlpha = 1;
+  const [left, upper, right, lower] = edges(pane);
   const width = (right - left) / columns;
   const height = (lower - upper) / rows;
   for (const [patch, color] of [[pane.patch, "#35d0ff"], [pane.cursor, "white"]]) {

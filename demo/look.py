@@ -8,7 +8,6 @@ import gradio as gr
 
 from vitrail.demo.controls import (
     DEPTH_NAMES,
-    OF_A_CLASS,
     PREDICTED,
     MapControls,
     chosen_class,
@@ -18,6 +17,7 @@ from vitrail.demo.controls import (
 from vitrail.demo.engine import Engine
 from vitrail.demo.events import AT_ONCE, OF_THE_PAGE, in_one_sentence, or_cleared
 from vitrail.demo.lens import lens, lens_value
+from vitrail.demo.question import OF_A_CLASS, Fusion, Method
 from vitrail.demo.showing import covered, gallery, pane, ranked
 from vitrail.demo.truth import build_truth
 from vitrail.demo.uploads import image_input, uploaded
@@ -63,7 +63,7 @@ def build_look(engine: Engine, model: gr.Dropdown) -> None:
             build_truth(engine, asked)
 
     def look(
-        upload: dict | None, name: str, method: str, fusion: str, discard: float, choice: int, number: int
+        upload: dict | None, name: str, method: Method, fusion: Fusion, discard: float, choice: int, number: int
     ) -> tuple:
         file, about_class = uploaded(upload), method in OF_A_CLASS
         if file is None:
@@ -96,7 +96,9 @@ def build_look(engine: Engine, model: gr.Dropdown) -> None:
         **OF_THE_PAGE,
     )
 
-    def look_from(upload: dict, name: str, method: str, fusion: str, discard: float, choice: int, picked: gr.EventData):
+    def look_from(
+        upload: dict, name: str, method: Method, fusion: Fusion, discard: float, choice: int, picked: gr.EventData
+    ):
         """What the picked patch attends to or, where none is, what the head reads."""
         file, (patch,) = uploaded(upload), picked.patches
         if file is None:

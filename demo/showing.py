@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 
 from vitrail.demo.lens import Pane
+from vitrail.demo.question import Question
 
 
 if TYPE_CHECKING:
-    from vitrail.demo.explaining import Explanation, Picture, Question
+    from vitrail.demo.explaining import Explanation, Picture
     from vitrail.demo.models import Model
 
 

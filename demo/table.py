@@ -18,7 +18,7 @@ from vitrail.demo.engine import Engine, File
 COLUMNS: tuple[str, ...] = ("image", "label", "probability", "error")
 MOST_IMAGES = 1000
 _MOST_BYTES = 50_000_000  # of one image in an archive, unpacked
-# What the standard library makes of an archive whose headers or contents are damaged, or packed in a way it does not know.
+# What the standard library makes of an archive whose headers or contents are damaged, or of an unknown kind.
 _DAMAGED = (BadZipFile, RuntimeError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ def predictions(engine: Engine, model: str, files: Iterable[File]) -> Iterator[l
 
 
 def count_images(files: Iterable[File]) -> int:
-    """How many `predictions` there will be."""
+    """How many images there are, of which `predictions` takes the first `MOST_IMAGES`."""
     total = 0
     for file in files:
         if _is_archive(file.path):
@@ -64,15 +64,17 @@ def count_images(files: Iterable[File]) -> int:
                 total += len(_members(archive))
         else:
             total += 1
-    return min(total, MOST_IMAGES)
+    return total
 
 
 def write_table(rows: Iterable[Row], path: Path) -> None:
-    """All rows as CSV."""
+    """All rows as CSV, with an apostrophe before a name that a spreadsheet would take for a formula."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            name = row["image"]
+            writer.writerow(row | {"image": f"'{name}" if name.startswith(("=", "+", "-", "@")) else name})
 
 
 def _images(files: Iterable[File], scratch: Path) -> Iterator[tuple[str, File | str]]:

@@ -12,6 +12,7 @@ from PIL import Image
 from vitrail.demo.controls import chosen_class, question_of
 from vitrail.demo.engine import Engine
 from vitrail.demo.events import AT_ONCE, OF_THE_PAGE, or_cleared
+from vitrail.demo.question import Fusion, Method
 from vitrail.demo.showing import gallery
 from vitrail.demo.uploads import uploaded
 
@@ -53,7 +54,7 @@ def build_truth(engine: Engine, asked: list[Any]) -> None:
     results = [verdict, plot, pictures]
     nothing = "", gr.update(visible=False), gr.update(visible=False)
 
-    def test(upload: dict | None, name: str, method: str, fusion: str, discard: float, choice: int) -> tuple:
+    def test(upload: dict | None, name: str, method: Method, fusion: Fusion, discard: float, choice: int) -> tuple:
         file = uploaded(upload)
         if file is None:
             return nothing
@@ -64,7 +65,7 @@ def build_truth(engine: Engine, asked: list[Any]) -> None:
         drawn = gr.update(value=curves(found), visible=True)
         return said, drawn, gr.update(value=hidden_pictures(found, picture), visible=True)
 
-    button.click(
+    running = button.click(
         or_cleared(test, *nothing), asked, results, preprocess=False, show_progress_on=[verdict], **OF_THE_PAGE
     )
     gr.on(
@@ -72,6 +73,7 @@ def build_truth(engine: Engine, asked: list[Any]) -> None:
         lambda: nothing,
         None,
         results,
+        cancels=[running],
         **AT_ONCE,
     )
 
