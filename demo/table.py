@@ -18,7 +18,7 @@ from vitrail.demo.engine import Engine, File
 COLUMNS: tuple[str, ...] = ("image", "label", "probability", "error")
 MOST_IMAGES = 1000
 _MOST_BYTES = 50_000_000  # of one image in an archive, unpacked
-# What the standard library makes of an archive whose headers or contents are damaged, or packed in a way it does not know.
+# What the standard library raises for an archive that is damaged, or packed in a way it does not know.
 _DAMAGED = (BadZipFile, RuntimeError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 
 Row = dict[str, Any]

@@ -186,7 +186,8 @@ def test_the_region_of_a_picture(animals, tmp_path, fit, region):
 
 
 @pytest.mark.parametrize(
-    ("size", "shown"), [((8, 8), (448, 448)), ((3000, 30), (1024, 10)), ((600, 500), (600, 500)), ((300, 200), (900, 600))]
+    ("size", "shown"),
+    [((8, 8), (448, 448)), ((3000, 30), (1024, 10)), ((600, 500), (600, 500)), ((300, 200), (900, 600))],
 )
 def test_pictures_are_shown_in_a_size_for_screens(engine, tmp_path, size, shown):
     Image.new("RGB", size, "olive").save(tmp_path / "image.png")

@@ -16,7 +16,7 @@ def test_a_wrong_model_ends_it(vitrail_demo, tmp_path):
     process = vitrail_demo(tmp_path, "--model", tmp_path / "nowhere")
     assert process.wait(timeout=100) == 2
     *_, last = (tmp_path / "log").read_text().splitlines()
-    assert last.startswith(f"vitrail: {tmp_path / 'nowhere'} is neither") or "nowhere" in last, last
+    assert last.startswith(f"vitrail: {tmp_path / 'nowhere'} is neither a folder with a config.json, ")
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
@@ -76,7 +76,9 @@ def launched(monkeypatch):
     ],
     ids=str,
 )
-def test_others_may_ask_only_what_is_on_offer(launched, animals, deeper, monkeypatch, options, environment, open_to_all):
+def test_others_may_ask_only_what_is_on_offer(
+    launched, animals, deeper, monkeypatch, options, environment, open_to_all
+):
     monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
     if environment is not None:
         monkeypatch.setenv("GRADIO_SERVER_NAME", environment)

@@ -19,7 +19,9 @@ from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProc
 
 @pytest.fixture(scope="module")
 def engine(animals, make_model, tmp_path_factory):
-    several = make_model(tmp_path_factory.mktemp("models") / "several", seed=3, problem_type="multi_label_classification")
+    several = make_model(
+        tmp_path_factory.mktemp("models") / "several", seed=3, problem_type="multi_label_classification"
+    )
     return Engine([str(animals), str(several)], open_to_all=False)
 
 
@@ -67,7 +69,12 @@ def test_files_and_archives(engine, animals, archive, photo, scratch):
     for row, name, source in zip(rows, ["my photo.png", "red.png", "deep/er/blue.png"], sources, strict=True):
         probabilities = network(**processor(read_image(source), return_tensors="pt")).logits[0].detach().softmax(-1)
         best = int(probabilities.argmax())
-        assert row == {"image": name, "label": network.config.labels[best], "probability": row["probability"], "error": ""}
+        assert row == {
+            "image": name,
+            "label": network.config.labels[best],
+            "probability": row["probability"],
+            "error": "",
+        }
         assert row["probability"] == pytest.approx(float(probabilities[best]), abs=1e-6)
 
 
@@ -139,7 +146,9 @@ def test_a_size_that_is_a_lie_takes_no_memory(engine, archive, scratch):
 
 def test_damaged_archives_are_a_row(engine, archive, scratch):
     """They are cut off, or their table of contents is garbled; what comes after them is not held up."""
-    cut, garbled, nameless = (archive({"red.png": png("red")}, f"{name}.zip") for name in ("cut", "garbled", "nameless"))
+    cut, garbled, nameless = (
+        archive({"red.png": png("red")}, f"{name}.zip") for name in ("cut", "garbled", "nameless")
+    )
     cut.path.write_bytes(cut.path.read_bytes()[:-30])
     patched(garbled, CENTRAL, 0, b"none")
     patched(patched(nameless, CENTRAL, 8, b"\x00\x08"), CENTRAL, 46, b"\xff")
