@@ -17,7 +17,7 @@ from vitrail.demo.api import add_api
 from vitrail.demo.batch import build_batch
 from vitrail.demo.compare import build_compare
 from vitrail.demo.controls import model_choice
-from vitrail.demo.engine import Engine
+from vitrail.demo.engine import Engine, import_libraries
 from vitrail.demo.look import build_look
 
 
@@ -90,7 +90,8 @@ def launch(
         footer_links=["api", "settings"],
         prevent_thread_lock=True,
     )
-    from transformers.utils import logging  # the page is there before it
+    import_libraries()
+    from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading; downloads keep theirs
     try:

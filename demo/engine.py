@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitrail.demo.examples import example_files
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from vitrail.demo.explaining import Explanation, Occlusion, Picture
     from vitrail.demo.facts import Facts
     from vitrail.demo.models import Model
+
+
+_IMPORTING = Lock()
+
+
+def import_libraries() -> None:
+    """Imports what answers. Every event begins with it: transformers fails where two threads import it at once."""
+    with _IMPORTING:
+        import vitrail.demo.explaining
+        import vitrail.demo.facts  # noqa: F401 - the same for all that comes
 
 
 class File(NamedTuple):

@@ -8,6 +8,8 @@ from typing import Any
 
 import gradio as gr
 
+from vitrail.demo.engine import import_libraries
+
 
 # One event after the other: two forward passes at a time would share the same cores.
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -51,10 +53,11 @@ def or_cleared(handler: Callable, *cleared: Any) -> Callable:
 
 @contextmanager
 def _toasts() -> Iterator[None]:
+    import_libraries()
     try:
         yield
     except ValueError as error:
-        from vitrail.modeling import InputError  # the page is there before it
+        from vitrail.modeling import InputError
 
         if not isinstance(error, InputError):
             raise

@@ -85,9 +85,9 @@ def test_an_explanation_is_what_inspection_says(engine, request, name, photo, fi
         torch.testing.assert_close(torch.from_numpy(found.maps[0]), first)
 
 
-def test_nothing_spoke_for_a_class_at_a_patch():
+def test_nothing_spoke_for_a_class_at_a_patch(engine, file):
     with pytest.raises(InputError, match="for a patch choose rollout or attention"):
-        Question("relevance", patch=(0, 0))
+        engine.explain("deeper", file, Question("relevance", patch=(0, 0)))
 
 
 def test_heads(engine, deeper, photo, file):

@@ -170,13 +170,13 @@ def test_it_starts_without_an_installed_vitrail(model, tmp_path, capsys):
         try:
             wait_for(address, app)
             client = Client(address, verbose=False, download_files=str(tmp_path / "answers"))
-            label, _ = client.predict(upload=handle_file(str(tmp_path / "olive.png")), opacity=0.6, api_name="/predict")
+            said = client.predict(image=handle_file(str(tmp_path / "olive.png")), api_name="/predict")
         finally:
             app.terminate()
     network, processor = ViTForImageClassification.from_pretrained(model), ViTImageProcessor.from_pretrained(model)
     logits = network(**processor(read_image(tmp_path / "olive.png"), return_tensors="pt")).logits
     expected = dict(zip(network.config.labels, logits.softmax(-1)[0].tolist(), strict=True))
-    assert {row["label"]: row["confidence"] for row in label["confidences"]} == pytest.approx(expected, abs=1e-5)
+    assert {row["label"]: row["probability"] for row in said} == pytest.approx(expected, abs=1e-5)
 
 
 def wait_for(address, app):
