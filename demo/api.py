@@ -6,11 +6,12 @@ Each gives one value, because gradio 6.31 makes a single text of several for lan
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio import FileData
-from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 from pydantic import ValidationError, validate_call
 
@@ -82,7 +83,9 @@ def add_api(engine: Engine) -> None:
             engine, name, file, method, label, head_fusion, discard_ratio, layer, patch_row, patch_column
         )
         picture = covered(engine.picture(name, file), heatmap, opacity)
-        return FileData(path=save_pil_to_cache(picture, get_upload_folder(), "explanation", "png"))
+        path = Path(mkdtemp(dir=get_upload_folder()), "explanation.png")  # its own, or it changes while others fetch it
+        picture.save(path)
+        return FileData(path=str(path))
 
     def heatmap(
         image: FileData,

@@ -44,7 +44,7 @@ def file_of(upload: Any) -> File:
 
     if isinstance(upload, FileData):
         upload = upload.model_dump()
-    if not isinstance(upload, dict) or not isinstance(upload.get("path"), str):
+    if not isinstance(upload, dict) or not isinstance(upload.get("path"), str) or "\0" in upload["path"]:
         raise InputError("There is no file; upload one, or give its address.")
     given, path = Path(get_upload_folder()).resolve(), Path(upload["path"]).resolve()
     if not path.is_relative_to(given) or not path.is_file():
