@@ -156,10 +156,10 @@ class _Flow:
         self._read, self.rows = read, read[:, :0]
 
     def _pass_layer(self, gradient: torch.Tensor) -> None:
-        """Takes the gradient of a layer's attention output, (B, T, k, D/k), just after it was recomputed."""
+        """Takes the gradient of a layer's attention output, (B, <= T, k, D/k), just after it was recomputed."""
         rows = torch.cat((self._read, self.rows), dim=1)
         blocks = self._weighted(gradient, rows.shape[2])
-        rows = F.pad(rows, (0, gradient.shape[1] - rows.shape[2]))
+        rows = F.pad(rows, (0, self._latest.key.shape[2] - rows.shape[2]))
         self._read = rows[:, :1]
         if self._method == "gradient_rollout":
             self.rows = rows_times_normalised(rows, blocks)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -31,8 +32,10 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention_products import attention_by_products, products_are_faster
 from .checkpoints import fit_to_model, read_checkpoint, split_hub_kwargs
 from .configuration_vit import ViTConfig
+from .dense import dense, dense_and_gelu, dense_together, is_watched
 from .errors import InputError
 from .geometry import pair
 from .position_embeddings import fit_positions, resize_learned_1d, resize_learned_2d, sincos_2d
@@ -54,7 +57,8 @@ class ObservedAttention(NamedTuple):
         scaling: of their products.
         bias: (B, k, T, T) with relative position embeddings, else None.
         value: (B, k, T, D/k).
-        output: (B, T, k, D/k), before the heads are joined.
+        output: (B, T, k, D/k), before the heads are joined; of the last layer only what the head reads, if it reads
+            only tokens before the patches.
     """
 
     query: torch.Tensor
@@ -224,12 +228,13 @@ class ViTAttention(nn.Module):
         hidden_states: torch.Tensor,
         relative_embeddings: torch.Tensor | None = None,
         attention_observer: AttentionObserver | None = None,
+        num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, k, T, D/k)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query, key, value = (
+            projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, k, T, D/k)
+            for projected in self._projected(hidden_states, num_queries)
+        )
         bias = None
         if relative_embeddings is not None:
             if is_flash_attention_requested(self.config):
@@ -241,6 +246,8 @@ class ViTAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
+        if attend is sdpa_attention_forward and products_are_faster(query):
+            attend = attention_by_products
         output, weights = attend(
             self,
             query,
@@ -253,8 +260,17 @@ class ViTAttention(nn.Module):
             **kwargs,
         )
         if attention_observer is not None:
+            if num_queries is not None:
+                query = dense(self.q_proj, hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             attention_observer(ObservedAttention(query, key, self.scaling, bias, value, output))
-        return self.o_proj(output.reshape(hidden_states.shape)), weights  # (B, T, D)
+        return dense(self.o_proj, output.flatten(2)), weights  # (B, T, D)
+
+    def _projected(self, hidden_states: torch.Tensor, num_queries: int | None) -> Sequence[torch.Tensor]:
+        """Queries, keys and values, Eq. 5, each (B, T, D)."""
+        if num_queries is None:
+            return dense_together((self.q_proj, self.k_proj, self.v_proj), hidden_states)
+        query = dense(self.q_proj, hidden_states[:, :num_queries])
+        return query, *dense_together((self.k_proj, self.v_proj), hidden_states)
 
     def _relative_logits(self, query: torch.Tensor, relative_embeddings: torch.Tensor) -> torch.Tensor:
         """Attention to the offsets p_q - p_k, (B, k, T, T), "a bias term" to that to the contents (Appendix D.4).
@@ -281,8 +297,8 @@ class ViTMLP(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.dropout(self.activation_fn(self.fc1(hidden_states)))
-        return self.dropout(self.fc2(hidden_states))
+        hidden_states = self.dropout(dense_and_gelu(self.fc1, self.activation_fn, hidden_states))
+        return self.dropout(dense(self.fc2, hidden_states))
 
 
 class ViTSwiGLU(nn.Module):
@@ -341,15 +357,20 @@ class ViTLayer(GradientCheckpointingLayer):
         self.drop_path = ViTDropPath(drop_path_rate)
 
     def forward(
-        self, hidden_states: torch.Tensor, position_embeddings: torch.Tensor | None = None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: torch.Tensor | None = None,
+        num_queries: int | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
+        """(B, T, D) -> (B, T, D), or of the first `num_queries` tokens alone, which attend to all of them."""
         if self.has_relative_positions:
             kwargs["relative_embeddings"] = position_embeddings
         elif position_embeddings is not None:  # Table 8, "every layer"
             hidden_states = hidden_states + position_embeddings.to(hidden_states.device)
-        attended, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        attended, _ = self.attention(self.layernorm_before(hidden_states), num_queries=num_queries, **kwargs)
         branch = self.layer_scale1(self.dropout(attended))
-        hidden_states = self.drop_path(branch) + hidden_states  # Eq. 2: z' = MSA(LN(z)) + z
+        hidden_states = self.drop_path(branch) + hidden_states[:, :num_queries]  # Eq. 2: z' = MSA(LN(z)) + z
         branch = self.layer_scale2(self.mlp(self.layernorm_after(hidden_states)))
         return self.drop_path(branch) + hidden_states  # Eq. 3: z = MLP(LN(z')) + z'
 
@@ -507,6 +528,7 @@ class ViTModel(ViTPreTrainedModel):
         attention_observer: AttentionObserver | None = None,
         patch_corruption: PatchCorruption | None = None,
         recompute: bool = False,
+        num_tokens: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Images in, tokens out.
@@ -520,12 +542,13 @@ class ViTModel(ViTPreTrainedModel):
             patch_corruption: maps the embedded patches, (B, N, D), before the class token and positions join them.
             recompute: whether the backward pass runs every layer again, from its input, instead of keeping what is
                 inside it; gradient checkpointing that also works in evaluation.
+            num_tokens: of how many tokens, counted from the first, the last layer is computed; by default of all.
             kwargs: `output_hidden_states`; `output_attentions` with `attn_implementation="eager"`.
 
         Returns:
-            `last_hidden_state` (B, T, D): class, distillation and register tokens as there are, then the patches;
-            `pooler_output` (B, D), the image representation y: the class token, the patches' mean or their attention
-            pooling.
+            `last_hidden_state` (B, T, D), or (B, `num_tokens`, D): class, distillation and register tokens as there
+            are, then the patches; `pooler_output` (B, D), the image representation y: the class token, the patches'
+            mean or their attention pooling.
 
         Raises:
             InputError: the images have other channels or another size than the model reads.
@@ -533,11 +556,12 @@ class ViTModel(ViTPreTrainedModel):
         grid_shape = self._grid_shape(pixel_values, interpolate_pos_encoding)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states, positions = self.embeddings(pixel_values, grid_shape, patch_corruption)
-        for layer, position_embeddings in zip(self.layers, positions):
+        for index, (layer, position_embeddings) in enumerate(zip(self.layers, positions)):
             run = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
             hidden_states = run(
                 hidden_states,
                 position_embeddings=position_embeddings,
+                num_queries=num_tokens if index == len(self.layers) - 1 else None,
                 attention_observer=attention_observer,
                 **kwargs,
             )
@@ -644,7 +668,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
         Raises:
             InputError: the images have other channels or another size than the model reads.
         """
-        outputs = self.vit(pixel_values, **kwargs)
+        outputs = self.vit(pixel_values, num_tokens=self._num_tokens_read(kwargs), **kwargs)
         logits = self.classifier(self.features(outputs))
         if self.distillation_classifier is not None:  # "Training data-efficient image transformers", Section 4
             logits = (logits + self.distillation_classifier(outputs.last_hidden_state[:, 1])) / 2
@@ -654,6 +678,21 @@ class ViTForImageClassification(ViTPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _num_tokens_read(self, kwargs: dict[str, Any]) -> int | None:
+        """Of how many tokens the last layer is of any use; None for all of them.
+
+        What is asked for in a call, and what watches a module, sees all tokens, as in any other layer.
+        """
+        asked_for = ("output_hidden_states", "output_attentions")
+        if (
+            self.config.pooling != "token"
+            or self.config.position_embedding == "relative"
+            or any(kwargs.get(name, getattr(self.config, name)) for name in asked_for)
+            or any(is_watched(module) for module in (self.vit, self.vit.layernorm, *self.vit.layers[-1].modules()))
+        ):
+            return None
+        return self.config.num_prefix_tokens
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Of each class, (B, num_labels) float32: they sum to 1, or with a multi-label model stand each for itself."""

@@ -52,7 +52,7 @@ def test_auto_classes_find_ours_and_never_run_the_sources_beside_it(any_model, k
         assert type(auto.from_pretrained(tmp_path)) is expected
         assert type(auto.from_pretrained(tmp_path, **trust)) is expected
     classifier = AutoModelForImageClassification.from_pretrained(tmp_path)
-    assert torch.equal(classifier(pixels).logits, any_model(pixels).logits)
+    torch.testing.assert_close(classifier(pixels).logits, any_model(pixels).logits, rtol=0, atol=1e-6)
 
 
 def test_auto_classes_build_from_a_config(any_model):
@@ -280,7 +280,7 @@ def test_hidden_states_and_attentions(any_model, pixels):
         last = any_model.vit.layernorm(last)
     assert torch.equal(base.last_hidden_state, last)
     as_tuple = any_model(pixels, return_dict=False)
-    assert torch.equal(as_tuple[0], out.logits)
+    torch.testing.assert_close(as_tuple[0], out.logits, rtol=0, atol=1e-6)
 
 
 def test_backbone_of_a_dense_predictor(any_model, kind, randomised, pixels, tmp_path):

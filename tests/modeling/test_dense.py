@@ -1,0 +1,184 @@
+"""The fast kernels against the plain layers, and when they must not be used."""
+
+import pytest
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from vitrail.modeling import ViTConfig, ViTForImageClassification
+from vitrail.modeling import dense as kernels
+from vitrail.modeling.attention_products import attention_by_products, products_are_faster
+from vitrail.modeling.dense import dense, dense_and_gelu, dense_together
+
+
+SHAPES = [(1, 1, 8), (3, 7, 32), (2, 197, 384)]
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(params=[False, True], ids=["MKL", "oneDNN"])
+def machine(request, monkeypatch):
+    """A processor on which MKL is fast, and one without AMX on which it is not."""
+    monkeypatch.setattr(kernels, "_MKL_IS_SLOW", request.param)
+    monkeypatch.setattr(kernels, "_CPU", {**kernels._CPU, "amx_tile": False})
+
+
+@pytest.fixture
+def never(monkeypatch):
+    """oneDNN is not to be called directly."""
+
+    def called(*_):
+        raise AssertionError("the kernel was called")
+
+    monkeypatch.setattr(kernels, "_pointwise", called)
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(3, 3, 24, 16, generator=torch.Generator().manual_seed(0))
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Relative to the largest."""
+    return ((one - other).abs().max() / other.abs().max()).item()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("machine")
+def test_kernels_compute_what_the_layers_compute(shape, bias, dtype):
+    torch.manual_seed(0)
+    inputs = torch.randn(shape, dtype=dtype)
+    layers = [nn.Linear(shape[-1], width, bias, dtype=dtype) for width in (8, 24, 8)]
+    with torch.no_grad():
+        expected = [layer.double()(inputs.double()) for layer in layers]
+        for layer in layers:
+            layer.to(dtype)
+        ways = [[dense(layer, inputs) for layer in layers], dense_together(layers, inputs)]
+        for outputs in ways:
+            for output, truth in zip(outputs, expected, strict=True):
+                assert output.dtype == dtype
+                assert apart(output, truth) < TOLERANCE[dtype]
+        for name in ("gelu", "gelu_pytorch_tanh", "relu"):
+            output = dense_and_gelu(layers[0], ACT2FN[name], inputs)
+            assert apart(output, ACT2FN[name](expected[0])) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("learned", ["all", "layers", "inputs"])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.usefixtures("machine")
+def test_gradients_are_those_of_the_layers(autocast, learned):
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 7, 32, requires_grad=learned != "layers")
+    layers = nn.ModuleList([nn.Linear(32, width) for width in (8, 24)]).requires_grad_(learned != "inputs")
+    leaves = [leaf for leaf in (inputs, *layers.parameters()) if leaf.requires_grad]
+    weights = [torch.randn(3, 7, 8), torch.randn(3, 7, 24)]
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    # With AMX, the way for processors without it computes in bfloat16, which is why it is not used there.
+    exact = 1e-2 if torch.cpu.get_capabilities().get("amx_tile", False) and kernels._MKL_IS_SLOW else 1e-6
+
+    def gradients(outputs):
+        return torch.autograd.grad(sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)), leaves)
+
+    expected = gradients([layer(inputs) for layer in layers])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ways = [dense_together(layers, inputs), [dense(layer, inputs) for layer in layers]]
+    for outputs in ways:
+        for gradient, truth in zip(gradients(outputs), expected, strict=True):
+            assert apart(gradient, truth) < (3e-2 if autocast else exact)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_the_switch_is_undone_by_whoever_is_last():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    one, other = kernels._float32_by_onednn(), kernels._float32_by_onednn()
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    with pytest.raises(ValueError, match="mishap"):
+        other.gen.throw(ValueError("mishap"))
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+class Doubled(nn.Linear):
+    def forward(self, inputs):
+        return 2 * super().forward(inputs)
+
+
+@pytest.mark.usefixtures("machine", "never")
+def test_what_is_no_plain_layer_is_called():
+    """Subclasses, hooks, offloading and quantised weights all act in a call alone."""
+    inputs = torch.randn(2, 5, 8)
+    hooked, hooked_before, replaced = (nn.Linear(8, 8) for _ in range(3))
+    hooked.register_forward_hook(lambda module, args, output: 2 * output)
+    hooked_before.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    replaced.forward = lambda inputs: 2 * inputs
+    with torch.no_grad():
+        for layer in (Doubled(8, 8), hooked, hooked_before, replaced):
+            assert torch.equal(dense(layer, inputs), layer(inputs))
+            assert torch.equal(dense_together([layer, layer], inputs)[1], layer(inputs))
+            gelu = ACT2FN["gelu"]
+            assert torch.equal(dense_and_gelu(layer, gelu, inputs), gelu(layer(inputs)))
+        seen = []
+        handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+        layer = nn.Linear(8, 8)
+        dense(layer, inputs)
+        handle.remove()
+        assert seen == [layer]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # in torch's decompositions
+@pytest.mark.usefixtures("machine")
+def test_forward_mode_derivatives():
+    """They are taken without gradients, and must not meet a kernel that has no derivative and says nothing."""
+    layer, inputs, direction = nn.Linear(8, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    with torch.no_grad():
+        _, change = torch.func.jvp(
+            lambda inputs: dense_and_gelu(layer, ACT2FN["gelu"], inputs), (inputs,), (direction,)
+        )
+        _, expected = torch.func.jvp(lambda inputs: nn.functional.gelu(layer(inputs)), (inputs,), (direction,))
+    assert torch.equal(change, expected)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.usefixtures("machine")
+def test_predictions_are_those_of_the_plain_path(any_model, pixels, dtype):
+    """With hidden states every layer is that of all tokens; with gradients nothing is joined in one pass."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        plain = any_model(pixels, output_hidden_states=True).logits
+        with torch.no_grad():
+            assert apart(any_model(pixels).logits, plain) < TOLERANCE[dtype]
+
+
+def test_watched_layers_are_those_of_every_token(pixels):
+    model = ViTForImageClassification(
+        ViTConfig.from_variant("Ti/16", image_size=(24, 16), patch_size=8, num_labels=3)
+    ).eval()
+    seen = []
+    handle = model.vit.layers[-1].register_forward_hook(lambda module, args, output: seen.append(output))
+    model(pixels)
+    handle.remove()
+    assert seen[0].shape[1] == model.config.sequence_length
+    assert model._num_tokens_read({}) == 1
+    model(pixels, output_hidden_states=True)  # transformers leaves hooks of its own
+    assert model._num_tokens_read({}) == 1
+
+
+@pytest.mark.parametrize("tokens", [5, 197])
+def test_attention_by_products_is_attention(tokens):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, tokens, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    bias = torch.randn(2, 3, tokens, tokens)
+    weights = torch.randn(2, tokens, 3, 16)
+
+    def gradients(output):
+        return torch.autograd.grad((output * weights).sum(), (query, key, value))
+
+    truth = nn.functional.scaled_dot_product_attention(query.double(), key.double(), value.double(), bias.double())
+    output, _ = attention_by_products(nn.Module(), query, key, value, None, 0.25, position_bias=bias.bfloat16())
+    assert apart(output, truth.transpose(1, 2)) < 2e-2
+    for gradient, expected in zip(gradients(output), gradients(truth.transpose(1, 2)), strict=True):
+        assert apart(gradient, expected) < 3e-2
+    assert products_are_faster(query)
+    assert not products_are_faster(query.float())
