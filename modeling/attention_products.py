@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 
+_HAS_AMX = torch.cpu.get_capabilities().get("amx_tile", False)
 # Of more tokens the attention matrices cost more memory than they save time.
 _MOST_TOKENS = 600
 
@@ -21,7 +22,7 @@ def products_are_faster(query: torch.Tensor) -> bool:
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or query.shape[2] > _MOST_TOKENS:
         return False
-    return query.requires_grad or not torch.cpu.get_capabilities().get("amx_tile", False)
+    return query.requires_grad or not _HAS_AMX
 
 
 def attention_by_products(
