@@ -37,6 +37,7 @@ from .errors import InputError
 from .geometry import pair
 from .position_embeddings import fit_positions, resize_learned_1d, resize_learned_2d, sincos_2d
 from .resnet import ResidualGroupNorm, ResNet
+from .token_merging import MergedTokens, merge_tokens
 from .transformers_checkpoints import from_transformers
 
 
@@ -52,9 +53,10 @@ class ObservedAttention(NamedTuple):
         query: (B, k, T, D/k).
         key: (B, k, T, D/k).
         scaling: of their products.
-        bias: (B, k, T, T) with relative position embeddings, else None.
+        bias: (B, k, T, T) with relative position embeddings, (B, 1, 1, T) where tokens were merged, else None.
         value: (B, k, T, D/k).
         output: (B, T, k, D/k), before the heads are joined.
+        merged: which of the image's tokens these T are made of; None where nothing was merged.
     """
 
     query: torch.Tensor
@@ -63,6 +65,7 @@ class ObservedAttention(NamedTuple):
     bias: torch.Tensor | None
     value: torch.Tensor
     output: torch.Tensor
+    merged: MergedTokens | None = None
 
 
 AttentionObserver = Callable[[ObservedAttention], None]
@@ -223,21 +226,26 @@ class ViTAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         relative_embeddings: torch.Tensor | None = None,
+        merged: MergedTokens | None = None,
         attention_observer: AttentionObserver | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, k, T, D/k)
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
         bias = None
-        if relative_embeddings is not None:
-            if is_flash_attention_requested(self.config):
-                raise InputError(
-                    "Flash attention cannot add relative position embeddings to its logits; use "
-                    "attn_implementation='sdpa'."
-                )
+        if merged is not None:  # "Token Merging", Eq. 1
+            bias = merged.attention_bias.to(query.dtype)
+            if self.config._attn_implementation == "flex_attention":  # which looks it up for every head and query
+                bias = bias.expand(-1, query.shape[1], query.shape[2], -1)
+        elif relative_embeddings is not None:
             bias = self._relative_logits(query, relative_embeddings)
+        if bias is not None and is_flash_attention_requested(self.config):
+            raise InputError(
+                "Flash attention cannot add relative position embeddings or the sizes of merged tokens to its logits; "
+                "use attn_implementation='sdpa'."
+            )
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
@@ -253,8 +261,8 @@ class ViTAttention(nn.Module):
             **kwargs,
         )
         if attention_observer is not None:
-            attention_observer(ObservedAttention(query, key, self.scaling, bias, value, output))
-        return self.o_proj(output.reshape(hidden_states.shape)), weights  # (B, T, D)
+            attention_observer(ObservedAttention(query, key, self.scaling, bias, value, output, merged))
+        return self.o_proj(output.reshape(hidden_states.shape)), weights, key  # (B, T, D)
 
     def _relative_logits(self, query: torch.Tensor, relative_embeddings: torch.Tensor) -> torch.Tensor:
         """Attention to the offsets p_q - p_k, (B, k, T, T), "a bias term" to that to the contents (Appendix D.4).
@@ -330,6 +338,7 @@ class ViTLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: ViTConfig, drop_path_rate: float):
         super().__init__()
+        self.num_prefix_tokens = config.num_prefix_tokens
         self.has_relative_positions = config.position_embedding == "relative"
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = ViTAttention(config)
@@ -341,17 +350,27 @@ class ViTLayer(GradientCheckpointingLayer):
         self.drop_path = ViTDropPath(drop_path_rate)
 
     def forward(
-        self, hidden_states: torch.Tensor, position_embeddings: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor:
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: torch.Tensor | None = None,
+        merged: MergedTokens | None = None,
+        pairs_to_merge: int = 0,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, MergedTokens | None]:
         if self.has_relative_positions:
             kwargs["relative_embeddings"] = position_embeddings
         elif position_embeddings is not None:  # Table 8, "every layer"
-            hidden_states = hidden_states + position_embeddings.to(hidden_states.device)
-        attended, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+            position_embeddings = position_embeddings.to(hidden_states.device)
+            if merged is not None:
+                position_embeddings = merged.mean(position_embeddings)
+            hidden_states = hidden_states + position_embeddings
+        attended, _, key = self.attention(self.layernorm_before(hidden_states), merged=merged, **kwargs)
         branch = self.layer_scale1(self.dropout(attended))
         hidden_states = self.drop_path(branch) + hidden_states  # Eq. 2: z' = MSA(LN(z)) + z
+        if pairs_to_merge:
+            hidden_states, merged = merge_tokens(hidden_states, key, merged, pairs_to_merge, self.num_prefix_tokens)
         branch = self.layer_scale2(self.mlp(self.layernorm_after(hidden_states)))
-        return self.drop_path(branch) + hidden_states  # Eq. 3: z = MLP(LN(z')) + z'
+        return self.drop_path(branch) + hidden_states, merged  # Eq. 3: z = MLP(LN(z')) + z'
 
 
 class ViTAttentionPooling(nn.Module):
@@ -523,7 +542,8 @@ class ViTModel(ViTPreTrainedModel):
             kwargs: `output_hidden_states`; `output_attentions` with `attn_implementation="eager"`.
 
         Returns:
-            `last_hidden_state` (B, T, D): class, distillation and register tokens as there are, then the patches;
+            `last_hidden_state` (B, T, D): class, distillation and register tokens as there are, then the patches, which
+            where they were merged have the same features;
             `pooler_output` (B, D), the image representation y: the class token, the patches' mean or their attention
             pooling.
 
@@ -533,16 +553,21 @@ class ViTModel(ViTPreTrainedModel):
         grid_shape = self._grid_shape(pixel_values, interpolate_pos_encoding)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states, positions = self.embeddings(pixel_values, grid_shape, patch_corruption)
-        for layer, position_embeddings in zip(self.layers, positions):
+        merged: MergedTokens | None = None
+        for layer, position_embeddings, pairs in zip(self.layers, positions, self.config.pairs_to_merge()):
             run = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
-            hidden_states = run(
+            hidden_states, merged = run(
                 hidden_states,
                 position_embeddings=position_embeddings,
+                merged=merged,
+                pairs_to_merge=pairs,
                 attention_observer=attention_observer,
                 **kwargs,
             )
         if not self.config.pool_before_norm:
             hidden_states = self.layernorm(hidden_states)
+        if merged is not None:
+            hidden_states = merged.unmerged(hidden_states)
         pooled = self._pool(hidden_states, attention_observer)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
@@ -688,7 +713,12 @@ class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
         Args:
             pixel_values: (B, C, H, W), of any size that patches can tile.
             kwargs: passed to `ViTModel.forward`.
+
+        Raises:
+            InputError: the model merges tokens, which leaves no map of every patch between the layers.
         """
+        if self.config.merged_tokens_per_layer:
+            raise InputError("A backbone's feature maps have every patch; set merged_tokens_per_layer to 0.")
         outputs = self.vit(pixel_values, interpolate_pos_encoding=True, **kwargs)
         rows, columns = self.config.patch_shape
         grid_shape = pixel_values.shape[2] // rows, pixel_values.shape[3] // columns
