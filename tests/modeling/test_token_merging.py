@@ -72,11 +72,12 @@ def merged_by_the_paper(tokens, keys, members, pairs, prefix):
         groups[target].append(source)
         del groups[source]
     order = [token for token in [*range(prefix), *a, *b] if token in groups]
-    means = []
+    means, left = [], []
     for token in order:
         sizes = [len(members[each]) for each in groups[token]]
         means.append(sum(size * tokens[each] for size, each in zip(sizes, groups[token])) / sum(sizes))
-    return torch.stack(means), [sorted(sum((members[each] for each in groups[token]), [])) for token in order]
+        left.append(sorted(member for each in groups[token] for member in members[each]))
+    return torch.stack(means), left
 
 
 def encoded_by_the_paper(vit, image, pairs):
@@ -272,7 +273,7 @@ def test_what_cannot_be_merged_is_one_sentence(make, pixels, tmp_path):
         model(pixels)
     model.config.merged_tokens_per_layer = 0
     model.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="^merged_tokens_per_layer is -2, but must be at least 0.$"):
+    with pytest.raises(InputError, match=r"^merged_tokens_per_layer is -2, but must be at least 0\.$"):
         ViTForImageClassification.from_pretrained(tmp_path, merged_tokens_per_layer=-2)
     backbone = make(ViTBackbone, merged_tokens_per_layer=3)
     with pytest.raises(InputError, match="feature maps have every patch; set merged_tokens_per_layer to 0"):
