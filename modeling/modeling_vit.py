@@ -539,7 +539,8 @@ class ViTModel(ViTPreTrainedModel):
             patch_corruption: maps the embedded patches, (B, N, D), before the class token and positions join them.
             recompute: whether the backward pass runs every layer again, from its input, instead of keeping what is
                 inside it; gradient checkpointing that also works in evaluation.
-            kwargs: `output_hidden_states`; `output_attentions` with `attn_implementation="eager"`.
+            kwargs: `output_hidden_states`; `output_attentions` with `attn_implementation="eager"`; both have the tokens
+                that the layers have, fewer and fewer where they are merged.
 
         Returns:
             `last_hidden_state` (B, T, D): class, distillation and register tokens as there are, then the patches, which

@@ -88,11 +88,11 @@ def match(key: torch.Tensor, pairs: int, prefix: int) -> torch.Tensor:
         directions = F.normalize(key.float().mean(1)[:, prefix:], dim=-1)
         b, a = directions[:, ::2], directions[:, 1::2]
         similarity, nearest = (a @ b.transpose(1, 2)).max(dim=-1)  # (B, |A|)
-    likest = similarity.argsort(dim=-1, descending=True, stable=True)[:, :pairs]
+    likest = similarity.topk(pairs, sorted=False).indices
     merges = torch.zeros_like(similarity, dtype=torch.bool).scatter(1, likest, True)
     first_of_b = prefix + a.shape[1] - pairs
     place_of_a = torch.where(merges, first_of_b + nearest, prefix + (~merges).cumsum(1) - 1)
-    places = torch.arange(key.shape[2], device=key.device).repeat(len(key), 1)
+    places = torch.arange(key.shape[2], device=key.device).repeat(key.shape[0], 1)
     places[:, prefix::2] = first_of_b + torch.arange(b.shape[1], device=key.device)
     places[:, prefix + 1 :: 2] = place_of_a
     return places
@@ -110,5 +110,5 @@ def _rows(place: torch.Tensor, count: int) -> torch.Tensor:
 
     Whole rows are copied by them several times as fast as `gather` and `scatter_add` go through every number.
     """
-    images = torch.arange(len(place), device=place.device)[:, None]
+    images = torch.arange(place.shape[0], device=place.device)[:, None]
     return (images * count + place).flatten()
