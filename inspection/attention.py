@@ -125,7 +125,7 @@ def _attention_of(read: torch.Tensor, layer: LayerScores, head_fusion: HeadFusio
     batch, heads, tokens, _ = layer[0].shape
     first = int(read.amax((0, 1)).nonzero()[0])
     rows = read.new_zeros(batch, heads if head_fusion is None else 1, tokens)
-    for images, queries, weights in attention_blocks(*layer, slice(first, read.shape[2])):
+    for images, queries, weights in attention_blocks(*layer[:4], slice(first, read.shape[2])):
         maps = weights if head_fusion is None else fuse(weights, head_fusion)[:, None]
         rows[images] += product(read[images, None, :, queries], maps)[:, :, 0]
     return rows

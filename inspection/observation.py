@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from vitrail.modeling import InputError, ObservedAttention, ViTConfig, ViTModel
+from vitrail.modeling import InputError, MergedTokens, ObservedAttention, ViTConfig, ViTModel
 
 
 # Attention weights computed at a time: on a CPU 4 MB, which stay in its cache.
@@ -25,8 +25,8 @@ _UNCOMPILED = threading.RLock()
 
 HeadFusion = Literal["mean", "max", "min"]
 
-# Of an `ObservedAttention` what its weights are made of: query, key, scaling, bias.
-LayerScores = tuple[torch.Tensor, torch.Tensor, float, torch.Tensor | None]
+# Of an `ObservedAttention` what its weights are made of: query, key, scaling, bias; and what was merged before it.
+LayerScores = tuple[torch.Tensor, torch.Tensor, float, torch.Tensor | None, MergedTokens | None]
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,34 @@ def observed_call(
     observe: Callable[[int, ObservedAttention], None],
     **kwargs: bool,
 ) -> ModelOutput:
-    """The model's own forward call, in which each layer, and attention pooling after them, is shown with its index."""
+    """The model's own forward call, in which each layer, and attention pooling after them, is shown with its index.
+
+    Merged tokens are shown as all those that they are made of, but in the output.
+    """
     count = 0
 
     def count_and_observe(attention: ObservedAttention) -> None:
         nonlocal count
-        observe(count, attention)
+        observe(count, _unmerged(attention))
         count += 1
 
     return model(pixel_values, attention_observer=count_and_observe, **kwargs)
+
+
+def _unmerged(attention: ObservedAttention) -> ObservedAttention:
+    """Attention of and to all T tokens in place of those that were left.
+
+    Each has the query and key of the token that it was merged into. As "Token Merging", Eq. 1, weighs that one by its
+    size, this is the same attention, in equal shares.
+    """
+    merged = attention.merged
+    if merged is None:
+        return attention
+    query, key, value = (
+        merged.unmerged(tokens.transpose(1, 2)).transpose(1, 2)
+        for tokens in (attention.query, attention.key, attention.value)
+    )
+    return attention._replace(query=query, key=key, value=value, bias=None)
 
 
 def vit_of(model: PreTrainedModel) -> ViTModel:
@@ -131,7 +150,7 @@ def observed_layers(
     if head_fusion not in get_args(HeadFusion):
         raise InputError(f"head_fusion is {head_fusion!r}; it must be 'mean', 'max' or 'min'.")
     layers: list[LayerScores] = []
-    outputs = observed_call(model, pixel_values, lambda _, attention: layers.append(attention[:4]))
+    outputs = observed_call(model, pixel_values, lambda _, attention: layers.append((*attention[:4], attention.merged)))
     pooling = layers.pop() if config.pooling == "attention" else None
     if patch is not None:
         token = config.num_prefix_tokens + _place_of(patch, grid_shape_of(config, pixel_values))
@@ -141,7 +160,7 @@ def observed_layers(
     elif pooling is None:
         read = read_by_head(config, config.pooling, layers[0][0])
     else:
-        fused = torch.cat([fuse(block.weights, head_fusion) for block in attention_blocks(*pooling)])  # (B, 1, N)
+        fused = torch.cat([fuse(block.weights, head_fusion) for block in attention_blocks(*pooling[:4])])  # (B, 1, N)
         read = F.pad(fused / fused.sum(-1, keepdim=True), (config.num_prefix_tokens, 0))
     return outputs.get("logits"), layers, read
 

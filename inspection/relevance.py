@@ -157,6 +157,8 @@ class _Flow:
 
     def _pass_layer(self, gradient: torch.Tensor) -> None:
         """Takes the gradient of a layer's attention output, (B, <= T, k, D/k), just after it was recomputed."""
+        if self._latest.merged is not None:
+            gradient = self._latest.merged.unmerged(gradient)
         rows = torch.cat((self._read, self.rows), dim=1)
         blocks = self._weighted(gradient, rows.shape[2])
         rows = F.pad(rows, (0, self._latest.key.shape[2] - rows.shape[2]))
@@ -177,7 +179,7 @@ class _Flow:
 
     def _weighted(self, gradient: torch.Tensor, num_queries: int) -> Iterator[AttentionBlock]:
         """The latest attention, weighted by its gradient dO v^T, cleared of what spoke against, its heads fused."""
-        query, key, scaling, bias, value, _ = self._latest
+        query, key, scaling, bias, value = self._latest[:5]
         gradient, value = gradient.float().transpose(1, 2), value.float().transpose(2, 3)
         for images, queries, weights in attention_blocks(query, key, scaling, bias, slice(num_queries)):
             weights *= product(gradient[images, :, queries], value[images])  # (images, k, queries, T)

@@ -123,25 +123,32 @@ class _Operator:
             raise InputError(f"residual_weight is {self.residual_weight}; it must be above 0.")
 
     def applied_to(self, rows: torch.Tensor, layer: LayerScores) -> torch.Tensor:
-        """rows @ Â, (B, m, t) -> (B, m, T), with zeros beyond the first t <= T columns."""
-        tokens = layer[0].shape[2]
+        """rows @ Â, (B, m, t) -> (B, m, T), with zeros beyond the first t <= T columns.
+
+        Where tokens were merged before this layer, each shares its row with those that it was merged with, because the
+        residual connection carries the mean of all of them.
+        """
+        tokens, merged = layer[0].shape[2], layer[4]
+        if merged is not None and rows.shape[2] > self.config.num_prefix_tokens:
+            rows = F.pad(rows, (0, tokens - rows.shape[2])).transpose(1, 2)
+            rows = merged.unmerged(merged.mean(rows)).transpose(1, 2)
         blocks = self._fused_whole(layer) if self.discard_ratio else self._fused(layer, rows.shape[2])
         rows = F.pad(rows, (0, tokens - rows.shape[2]))
         return rows_times_normalised(rows, blocks, self.residual_weight)
 
     def _fused(self, layer: LayerScores, num_queries: int) -> Iterator[AttentionBlock]:
-        for images, queries, weights in attention_blocks(*layer, slice(num_queries)):
+        for images, queries, weights in attention_blocks(*layer[:4], slice(num_queries)):
             yield AttentionBlock(images, queries, fuse(weights, self.head_fusion))
 
     def _fused_whole(self, layer: LayerScores) -> Iterator[AttentionBlock]:
         """Image by image, because what is smallest shows in the whole matrix only."""
-        query, key, scaling, bias = layer
+        query, key, scaling, bias, _ = layer
         tokens = query.shape[2]
         for image in range(len(query)):
             one = slice(image, image + 1)
             fused = query.new_empty(1, tokens, tokens, dtype=torch.float32)
             for _, queries, rows in self._fused(
-                (query[one], key[one], scaling, None if bias is None else bias[one]), tokens
+                (query[one], key[one], scaling, None if bias is None else bias[one], None), tokens
             ):
                 fused[:, queries] = rows
             _discard_smallest(fused[0], self.discard_ratio, self.config.use_class_token)

@@ -19,10 +19,12 @@ from vitrail.modeling.modeling_vit import (
     ViTPreTrainedModel,
 )
 from vitrail.modeling.pictures import read_image
+from vitrail.modeling.token_merging import MergedTokens
 
 
 __all__ = [
     "InputError",
+    "MergedTokens",
     "ObservedAttention",
     "ViTBackbone",
     "ViTConfig",

@@ -54,6 +54,7 @@ _BEYOND_STOCK = (
     "use_layer_scale",
     "use_swiglu",
     "resnet_depths",
+    "merged_tokens_per_layer",
 )
 
 
@@ -107,6 +108,9 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         resnet_width: channels of the ResNet's root, a multiple of 32.
         resnet_numerics: `"paper"` divides filters by (standard deviation + 1e-5) and has 1e-6 in GroupNorm; `"timm"`
             divides by sqrt(variance + 1e-8) and has 1e-5.
+        merged_tokens_per_layer: r, how many pairs of similar patches every layer but the last merges, to be faster
+            without being trained for it, or at most half of the patches that it finds ("Token Merging: Your ViT But
+            Faster"). It can be set at any time, on a loaded model, too.
         reshape_hidden_states: whether a `ViTBackbone` returns feature maps; otherwise it returns tokens.
 
     Raises:
@@ -149,6 +153,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     resnet_depths: list[int] | tuple[int, ...] | None = None
     resnet_width: int = 64
     resnet_numerics: Literal["paper", "timm"] = "paper"
+    merged_tokens_per_layer: int = 0
     reshape_hidden_states: bool = True
 
     def __post_init__(self, **kwargs):
@@ -275,6 +280,29 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 and self.resnet_width % 32 == 0,
                 "resnet_depths must be positive and resnet_width a multiple of 32, the groups of its normalisation.",
             )
+
+    def validate_merging(self):
+        """Part of `@strict`'s validation, and asked again by every forward call, as the field is made to be set.
+
+        Raises:
+            InputError: tokens cannot be merged so.
+        """
+        if self.merged_tokens_per_layer < 0:
+            raise InputError(f"merged_tokens_per_layer is {self.merged_tokens_per_layer}, but must be at least 0.")
+        if self.merged_tokens_per_layer and self.position_embedding == "relative":
+            raise InputError(
+                f"merged_tokens_per_layer is {self.merged_tokens_per_layer}, but must be 0 with relative position "
+                "embeddings: the patches of a merged token have no offset in common."
+            )
+
+    def pairs_to_merge(self) -> list[int]:
+        """How many pairs of patches each layer merges: none the last, after which no token attends to another.
+
+        Raises:
+            InputError: tokens cannot be merged so.
+        """
+        self.validate_merging()
+        return [self.merged_tokens_per_layer] * (self.num_hidden_layers - 1) + [0]
 
     def _validate_positions(self):
         if self.position_embedding in ("learned_2d", "sincos_2d"):

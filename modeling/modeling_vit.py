@@ -40,6 +40,7 @@ from .errors import InputError
 from .geometry import pair
 from .position_embeddings import fit_positions, resize_learned_1d, resize_learned_2d, sincos_2d
 from .resnet import ResidualGroupNorm, ResNet
+from .token_merging import MergedTokens, merge_tokens
 from .transformers_checkpoints import from_transformers
 
 
@@ -55,10 +56,11 @@ class ObservedAttention(NamedTuple):
         query: (B, k, T, D/k).
         key: (B, k, T, D/k).
         scaling: of their products.
-        bias: (B, k, T, T) with relative position embeddings, else None.
+        bias: (B, k, T, T) with relative position embeddings, (B, 1, 1, T) where tokens were merged, else None.
         value: (B, k, T, D/k).
         output: (B, T, k, D/k), before the heads are joined; of the last layer only what the head reads, if it reads
             only tokens before the patches.
+        merged: which of the image's tokens these T are made of; None where nothing was merged.
     """
 
     query: torch.Tensor
@@ -67,6 +69,7 @@ class ObservedAttention(NamedTuple):
     bias: torch.Tensor | None
     value: torch.Tensor
     output: torch.Tensor
+    merged: MergedTokens | None = None
 
 
 AttentionObserver = Callable[[ObservedAttention], None]
@@ -227,22 +230,27 @@ class ViTAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         relative_embeddings: torch.Tensor | None = None,
+        merged: MergedTokens | None = None,
         attention_observer: AttentionObserver | None = None,
         num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         query, key, value = (
             projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, k, T, D/k)
             for projected in self._projected(hidden_states, num_queries)
         )
         bias = None
-        if relative_embeddings is not None:
-            if is_flash_attention_requested(self.config):
-                raise InputError(
-                    "Flash attention cannot add relative position embeddings to its logits; use "
-                    "attn_implementation='sdpa'."
-                )
+        if merged is not None:  # "Token Merging", Eq. 1
+            bias = merged.attention_bias.to(query.dtype)
+            if self.config._attn_implementation == "flex_attention":  # which looks it up for every head and query
+                bias = bias.expand(-1, query.shape[1], query.shape[2], -1)
+        elif relative_embeddings is not None:
             bias = self._relative_logits(query, relative_embeddings)
+        if bias is not None and is_flash_attention_requested(self.config):
+            raise InputError(
+                "Flash attention cannot add relative position embeddings or the sizes of merged tokens to its logits; "
+                "use attn_implementation='sdpa'."
+            )
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
@@ -262,8 +270,8 @@ class ViTAttention(nn.Module):
         if attention_observer is not None:
             if num_queries is not None:
                 query = dense(self.q_proj, hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            attention_observer(ObservedAttention(query, key, self.scaling, bias, value, output))
-        return dense(self.o_proj, output.flatten(2)), weights  # (B, T, D)
+            attention_observer(ObservedAttention(query, key, self.scaling, bias, value, output, merged))
+        return dense(self.o_proj, output.flatten(2)), weights, key  # (B, T, D)
 
     def _projected(self, hidden_states: torch.Tensor, num_queries: int | None) -> Sequence[torch.Tensor]:
         """Queries, keys and values, Eq. 5, each (B, T, D)."""
@@ -346,6 +354,7 @@ class ViTLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: ViTConfig, drop_path_rate: float):
         super().__init__()
+        self.num_prefix_tokens = config.num_prefix_tokens
         self.has_relative_positions = config.position_embedding == "relative"
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = ViTAttention(config)
@@ -360,19 +369,32 @@ class ViTLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         position_embeddings: torch.Tensor | None = None,
+        merged: MergedTokens | None = None,
+        pairs_to_merge: int = 0,
         num_queries: int | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
-        """(B, T, D) -> (B, T, D), or of the first `num_queries` tokens alone, which attend to all of them."""
+    ) -> torch.Tensor | tuple[torch.Tensor, MergedTokens]:
+        """(B, T, D) -> (B, T, D), or of the first `num_queries` tokens alone, which attend to all of them.
+
+        Where tokens were merged, also which.
+        """
         if self.has_relative_positions:
             kwargs["relative_embeddings"] = position_embeddings
         elif position_embeddings is not None:  # Table 8, "every layer"
-            hidden_states = hidden_states + position_embeddings.to(hidden_states.device)
-        attended, _ = self.attention(self.layernorm_before(hidden_states), num_queries=num_queries, **kwargs)
+            position_embeddings = position_embeddings.to(hidden_states.device)
+            if merged is not None:
+                position_embeddings = merged.mean(position_embeddings)
+            hidden_states = hidden_states + position_embeddings
+        attended, _, key = self.attention(
+            self.layernorm_before(hidden_states), merged=merged, num_queries=num_queries, **kwargs
+        )
         branch = self.layer_scale1(self.dropout(attended))
         hidden_states = self.drop_path(branch) + hidden_states[:, :num_queries]  # Eq. 2: z' = MSA(LN(z)) + z
+        if pairs_to_merge:
+            hidden_states, merged = merge_tokens(hidden_states, key, merged, pairs_to_merge, self.num_prefix_tokens)
         branch = self.layer_scale2(self.mlp(self.layernorm_after(hidden_states)))
-        return self.drop_path(branch) + hidden_states  # Eq. 3: z = MLP(LN(z')) + z'
+        hidden_states = self.drop_path(branch) + hidden_states  # Eq. 3: z = MLP(LN(z')) + z'
+        return hidden_states if merged is None else (hidden_states, merged)
 
 
 class ViTAttentionPooling(nn.Module):
@@ -543,12 +565,14 @@ class ViTModel(ViTPreTrainedModel):
             recompute: whether the backward pass runs every layer again, from its input, instead of keeping what is
                 inside it; gradient checkpointing that also works in evaluation.
             num_tokens: of how many tokens, counted from the first, the last layer is computed; by default of all.
-            kwargs: `output_hidden_states`; `output_attentions` with `attn_implementation="eager"`.
+            kwargs: `output_hidden_states`; `output_attentions` with `attn_implementation="eager"`; both have the tokens
+                that the layers have, fewer and fewer where they are merged.
 
         Returns:
             `last_hidden_state` (B, T, D), or (B, `num_tokens`, D): class, distillation and register tokens as there
-            are, then the patches; `pooler_output` (B, D), the image representation y: the class token, the patches'
-            mean or their attention pooling.
+            are, then the patches, which where they were merged have the same features; `pooler_output` (B, D), the
+            image representation y: the class token, the patches' mean or their attention pooling.
+
 
         Raises:
             InputError: the images have other channels or another size than the model reads.
@@ -556,17 +580,24 @@ class ViTModel(ViTPreTrainedModel):
         grid_shape = self._grid_shape(pixel_values, interpolate_pos_encoding)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states, positions = self.embeddings(pixel_values, grid_shape, patch_corruption)
-        for index, (layer, position_embeddings) in enumerate(zip(self.layers, positions)):
+        merged: MergedTokens | None = None
+        each_layer = zip(self.layers, positions, self.config.pairs_to_merge())
+        for index, (layer, position_embeddings, pairs) in enumerate(each_layer):
             run = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
-            hidden_states = run(
+            output = run(
                 hidden_states,
                 position_embeddings=position_embeddings,
+                merged=merged,
+                pairs_to_merge=pairs,
                 num_queries=num_tokens if index == len(self.layers) - 1 else None,
                 attention_observer=attention_observer,
                 **kwargs,
             )
+            hidden_states, merged = output if isinstance(output, tuple) else (output, None)
         if not self.config.pool_before_norm:
             hidden_states = self.layernorm(hidden_states)
+        if merged is not None:
+            hidden_states = merged.unmerged(hidden_states)
         pooled = self._pool(hidden_states, attention_observer)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
@@ -688,6 +719,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
         if (
             self.config.pooling != "token"
             or self.config.position_embedding == "relative"
+            or self.config.merged_tokens_per_layer
             or any(kwargs.get(name, getattr(self.config, name)) for name in asked_for)
             or any(is_watched(module) for module in (self.vit, self.vit.layernorm, *self.vit.layers[-1].modules()))
         ):
@@ -727,7 +759,12 @@ class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
         Args:
             pixel_values: (B, C, H, W), of any size that patches can tile.
             kwargs: passed to `ViTModel.forward`.
+
+        Raises:
+            InputError: the model merges tokens, which leaves no map of every patch between the layers.
         """
+        if self.config.merged_tokens_per_layer:
+            raise InputError("A backbone's feature maps have every patch; set merged_tokens_per_layer to 0.")
         outputs = self.vit(pixel_values, interpolate_pos_encoding=True, **kwargs)
         rows, columns = self.config.patch_shape
         grid_shape = pixel_values.shape[2] // rows, pixel_values.shape[3] // columns

@@ -19,6 +19,7 @@ KINDS = {
     "relative": {"position_embedding": "relative", "position_placement": "every_layer", "pooling": "mean"},
     "learned_2d": {"position_embedding": "learned_2d", "position_placement": "every_layer"},
     "sincos": {"position_embedding": "sincos_2d", "pooling": "token_and_mean"},
+    "merging": {"merged_tokens_per_layer": 2, "position_placement": "every_layer", "pooling": "token_and_mean"},
 }
 
 

@@ -1,0 +1,98 @@
+"""Token merging on a fine-tuned model: how much faster it is, and what that costs on held-out images.
+
+vitrail train --recipe finetune --model facebook/dinov2-small --dataset zalando-datasets/fashion_mnist \
+    --image_size 224 --max_train_samples 2000 --output_dir runs/fine-tuned
+python benchmarks/token_merging.py --model runs/fine-tuned --dataset zalando-datasets/fashion_mnist \
+    [--images 1000] [--pairs 8 13 16 20 24] [--batch 16] [--rounds 7]
+
+The same weights with every r in turn, r = 0 among them, in float32 with PyTorch's fused attention and under bfloat16
+autocast with attention spelled out, which is faster there on a CPU. The accuracy is that in bfloat16, on the same
+images of the test split for every r; the interval of what is lost is 95 % of a bootstrap over them.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from side_by_side import machine, print_table, take_turns
+
+from vitrail.modeling import ViTForImageClassification, ViTImageProcessor
+from vitrail.training.augmentation import EvaluationTransform
+from vitrail.training.data import load_splits
+
+
+ATTENTION = {torch.float32: "sdpa", torch.bfloat16: "eager"}
+_RESAMPLES = 2000
+
+
+class Predictor:
+    """A model with any number of pairs merged in each layer, in either precision."""
+
+    def __init__(self, model: ViTForImageClassification):
+        self.model = model
+
+    def __call__(self, pixels: torch.Tensor, pairs: int, dtype: torch.dtype) -> torch.Tensor:
+        self.model.config.merged_tokens_per_layer = pairs
+        self.model.set_attn_implementation(ATTENTION[dtype])
+        with nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype):
+            return self.model(pixels).logits
+
+    def tokens_left(self, pixels: torch.Tensor, pairs: int) -> int:
+        """How many the last layer has."""
+        self.model.config.merged_tokens_per_layer = pairs
+        return self.model.vit(pixels, output_hidden_states=True).hidden_states[-1].shape[1]
+
+
+def lost(right: torch.Tensor, right_before: torch.Tensor) -> str:
+    """The points of accuracy that are lost, with their interval."""
+    differences = (right_before.float() - right.float()) * 100
+    drawn = torch.randint(len(differences), (_RESAMPLES, len(differences)), generator=torch.Generator().manual_seed(0))
+    low, high = differences[drawn].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return f"{differences.mean():.1f} ({low:.1f} to {high:.1f})"
+
+
+@torch.inference_mode()
+def compare(predict: Predictor, batches: Sequence[dict[str, torch.Tensor]], pairs: list[int], rounds: int) -> None:
+    """Prints a row for every number of pairs, from batches of `pixel_values` and `labels`."""
+    labels = torch.cat([batch["labels"] for batch in batches])
+    said = {
+        r: torch.cat([predict(batch["pixel_values"], r, torch.bfloat16).argmax(1) for batch in batches]) for r in pairs
+    }
+    pixels = batches[0]["pixel_values"]
+
+    def way(r: int, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+        return lambda: predict(pixels, r, dtype)
+
+    timings = {dtype: take_turns({str(r): way(r, dtype) for r in pairs}, rounds) for dtype in ATTENTION}
+    rows = []
+    for r in pairs:
+        right = said[r] == labels
+        rows.append([str(r), str(predict.tokens_left(pixels, r)), f"{right.float().mean():.1%}"])
+        rows[-1] += [lost(right, said[0] == labels), f"{(said[r] != said[0]).float().mean():.1%}"]
+        for timing in timings.values():
+            speed = len(pixels) / timing[str(r)].median
+            rows[-1].append(f"{speed:.1f}: {timing[str(r)].ratio_to(timing['0']):.2f}x, ±{timing[str(r)].spread:.0%}")
+    columns = ["r", "tokens at last", "accuracy", "points lost (95 %)", "other answers"]
+    print_table([*columns, "images/s, float32", "images/s, bfloat16"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[8, 13, 16, 20, 24])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    model = ViTForImageClassification.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    transform = EvaluationTransform(ViTImageProcessor.from_pretrained(arguments.model))
+    images = load_splits(arguments.dataset)["test"].shuffle(seed=0).select(range(arguments.images))
+    batches = images.with_transform(transform).iter(arguments.batch)
+    print(f"{machine()}; {arguments.images} images, {arguments.batch} at a time\n")
+    compare(Predictor(model), list(batches), [0, *arguments.pairs], arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
