@@ -1,6 +1,7 @@
 # make train   trains a small ViT on scikit-learn's digits, evaluates and saves it (runs/digits)
 # make test    runs the tests
 # make demo    opens the app on the model just trained, or on MODEL=...
+# make bench   measures speed beside transformers, timm, vit-pytorch and ONNX Runtime (10 minutes on 2 cores)
 # make check   lint, format and types
 #
 # Everything is installed into VENV on first use, with the versions of constraints.txt.
@@ -11,7 +12,7 @@ MODEL ?= runs/digits
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install train test demo check
+.PHONY: install train test demo bench check
 
 install: $(STAMP)
 
@@ -29,6 +30,16 @@ test: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/vitrail demo --model $(MODEL)
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/forward.py --variants S/16 --rounds 5
+	$(BIN)/python benchmarks/forward.py --variants B/16 --batches 1 --ways fp32 bf16 --rounds 5 --name forward-b16
+	$(BIN)/python benchmarks/train_step.py --rounds 3
+	$(BIN)/python benchmarks/input_pipeline.py --rounds 9
+	$(BIN)/python benchmarks/rollout.py --rounds 3
+	$(BIN)/python benchmarks/startup.py --rounds 3
+	$(BIN)/python benchmarks/scaling.py --rounds 2
+	$(BIN)/python benchmarks/trainer.py --epochs 1
 
 # Type checkers cannot see through an editable installation, so they get an ordinary one.
 check: $(STAMP)

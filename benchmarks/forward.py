@@ -1,126 +1,115 @@
-"""Predictions beside stock transformers, timm and vit-pytorch: the same weights and images, in turn, in one process.
+"""Predictions beside stock transformers, timm, vit-pytorch and ONNX Runtime: the same weights and images, in turn.
 
-pip install -e '.[bench]' && python benchmarks/forward.py [--variant S/16] [--batch 16] [--rounds 9]
+pip install -e '.[bench]' && python benchmarks/forward.py [--variants S/16 B/16] [--batches 1 16] [--rounds 9]
+    [--ways fp32 bf16 bf16-weights compiled onnx] [--device cpu]
 
-vit-pytorch's ViT gets biases and loses the LayerNorms around its patch projection, without which it is another model.
-Every model's logits are compared with stock transformers' before anything is timed. In bfloat16 all run under autocast.
+Every model's logits are compared with stock transformers' before anything is timed. fp32-switched gives the peers, too,
+what makes PyTorch hand float32 to oneDNN, `set_float32_matmul_precision("medium")`; it is left out where there is AMX,
+with which that computes in bfloat16. bf16 is autocast over float32 weights, bf16-weights are weights in bfloat16.
 """
 
 import argparse
-from collections.abc import Callable
-from contextlib import nullcontext
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
-import timm
+import numpy as np
+import onnxruntime
 import torch
-import transformers
-from side_by_side import machine, peak_of_products, print_table, take_turns
+from peers import TIMM, autocast, check_same, flops_of, logits_of, peers_of, vitrail
+from side_by_side import TIMING_COLUMNS, Report, peak_of_products, pin, products_of, take_turns, timing_rows
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-from vit_pytorch import ViT
-
-from vitrail.modeling import ViTConfig, ViTForImageClassification
-from vitrail.modeling.timm_checkpoints import to_timm
 
 
-TIMM = {"Ti/16": "vit_tiny_patch16_224", "S/16": "vit_small_patch16_224", "B/16": "vit_base_patch16_224"}
+WAYS = ("fp32", "fp32-switched", "bf16", "bf16-weights", "compiled", "onnx")
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+REFERENCE = "transformers, sdpa"
 
 
-def stock(model: ViTForImageClassification, attention: str) -> nn.Module:
-    """transformers' own ViT with the same weights."""
-    config = transformers.ViTConfig(**model.config.to_dict(), attn_implementation=attention)
-    peer = transformers.ViTForImageClassification(config)
-    peer.load_state_dict(model.state_dict())
-    return peer
+@contextmanager
+def switched(precision: str) -> Iterator[None]:
+    """The process-wide precision of products in float32, undone afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-def in_timm(model: ViTForImageClassification, variant: str) -> nn.Module:
-    """timm's with the same weights."""
-    peer = timm.create_model(TIMM[variant])
-    peer.load_state_dict(to_timm(model.config.to_dict(), model.state_dict(), None)[1])
-    return peer
+def in_onnx_runtime(model: nn.Module, pixels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The exported graph."""
+    program = torch.onnx.export(model, (pixels,), dynamo=True, verbose=False)
+    file = io.BytesIO()
+    program.save(file)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda pixels: torch.from_numpy(np.asarray(session.run(None, {name: pixels.numpy()})[0]))
 
 
-def in_vit_pytorch(model: ViTForImageClassification, reference: nn.Module) -> nn.Module:
-    """vit-pytorch's with the weights of timm's, which joins the projections as it does."""
-    config = model.config
-    width, heads = config.hidden_size, config.num_attention_heads
-    peer = ViT(
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        num_classes=len(config.labels),
-        dim=width,
-        depth=config.num_hidden_layers,
-        heads=heads,
-        dim_head=width // heads,
-        mlp_dim=config.intermediate_size,
-    )
-    patches = peer.to_patch_embedding
-    patches[1], patches[3] = nn.Identity(), nn.Identity()
-    # Its patches are flattened as rows, columns, channels.
-    patches[2].weight.data = reference.patch_embed.proj.weight.data.permute(0, 2, 3, 1).flatten(1)
-    patches[2].bias.data = reference.patch_embed.proj.bias.data
-    peer.cls_token.data = reference.cls_token.data.reshape(peer.cls_token.shape)
-    peer.pos_embedding.data = reference.pos_embed.data.reshape(peer.pos_embedding.shape)
-    for (attention, mlp), block in zip(peer.transformer.layers, reference.blocks):
-        attention.norm, attention.to_qkv, attention.to_out[0] = block.norm1, block.attn.qkv, block.attn.proj
-        mlp.net[0], mlp.net[1], mlp.net[4] = block.norm2, block.mlp.fc1, block.mlp.fc2
-    peer.transformer.norm, peer.mlp_head = reference.norm, reference.head
-    return peer
+def predict(module: Callable, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Logits, under autocast unless that is float32."""
+    with autocast(dtype, pixels.device.type):
+        return logits_of(module, pixels)
 
 
 @torch.inference_mode()
-def compare(variant: str, batch: int, rounds: int) -> None:
-    """Prints the table of one model and batch size."""
-    torch.manual_seed(0)
-    model = ViTForImageClassification(ViTConfig.from_variant(variant, image_size=224, num_labels=1000))
-    nn.init.normal_(model.classifier.weight, std=0.02)
-    peer = in_timm(model, variant)
-    models = {
-        "transformers, sdpa": stock(model, "sdpa"),
-        "transformers, eager": stock(model, "eager"),
-        "timm": peer,
-        "vit-pytorch": in_vit_pytorch(model, peer),
-        "vitrail": model,
-    }
-    pixels = torch.randn(batch, 3, 224, 224)
+def compare(report: Report, variant: str, batch: int, ways: list[str], rounds: int, device: str) -> None:
+    """Prints the tables of one model and batch size."""
+    model = vitrail(variant).eval().to(device)
+    models: dict[str, Callable] = {name: peer.eval().to(device) for name, peer in peers_of(model, variant).items()}
+    models["vitrail"] = model
+    pixels = torch.randn(batch, 3, 224, 224, device=device)
+    flops = flops_of(models["transformers, eager"], pixels)
+    config = model.config
+    shapes = products_of(config.hidden_size, config.intermediate_size, batch * config.sequence_length)
 
-    def way(module: nn.Module, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-        def predict() -> torch.Tensor:
-            with nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype):
-                out = module(pixels)
-            return out if isinstance(out, torch.Tensor) else out.logits
+    for way in ways:
+        dtype = torch.bfloat16 if way.startswith("bf16") or (way == "compiled" and device != "cpu") else torch.float32
+        inputs, chosen, precision = pixels, dict(models), "highest"
+        if way == "fp32-switched":
+            if torch.cpu.get_capabilities().get("amx_tile", False):
+                print("\nfp32-switched: left out, because with AMX that switch computes in bfloat16")
+                continue
+            precision = "medium"
+        if way == "bf16-weights":
+            inputs = pixels.to(dtype)
+            for module in models.values():
+                module.to(dtype)
+        if way == "compiled":
+            chosen = {name: torch.compile(models[name]) for name in (REFERENCE, "timm", "vitrail")}
+        if way == "onnx":
+            chosen = {REFERENCE: models[REFERENCE], "ONNX Runtime": in_onnx_runtime(model, pixels), "vitrail": model}
 
-        return predict
-
-    for module in models.values():
-        module.eval()
-    with FlopCounterMode(display=False) as counter:
-        models["transformers, eager"](pixels)
-    expected = models["transformers, sdpa"](pixels).logits
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
-        ways = {name: way(module, dtype) for name, module in models.items()}
-        apart = {name: ((call() - expected).abs().max() / expected.abs().max()).item() for name, call in ways.items()}
-        if max(apart.values()) > tolerance:
-            raise SystemExit(f"The models do not compute the same: {apart}.")
-        peak = peak_of_products(dtype)
-        timings = take_turns(ways, rounds)
-        print(f"\n{variant}, {batch} at a time, {dtype}; products of matrices reach {peak / 1e9:.0f} GFLOP/s\n")
-        rows = []
-        for name, timing in timings.items():
-            rows.append([name, f"{batch / timing.median:.1f}", f"{timing.spread:.1%}"])
-            rows[-1] += [f"{timings['vitrail'].ratio_to(timing):.2f}", f"{apart[name]:.0e}"]
-            rows[-1] += [f"{counter.get_total_flops() / timing.median / peak:.0%}"]
-        print_table(["model", "images/s", "spread", "vitrail is faster by", "apart", "of the peak"], rows)
+        computed_in = torch.float32 if way == "bf16-weights" else dtype  # by autocast, which weights do not need
+        calls = {name: partial(predict, module, inputs, computed_in) for name, module in chosen.items()}
+        with switched(precision):
+            apart = check_same({name: call() for name, call in calls.items()}, REFERENCE, TOLERANCE[dtype])
+            peak = peak_of_products(dtype, shapes, device)
+            timings = take_turns(calls, rounds)
+        title = f"{variant}, batch {batch}, {way}; the roof is {peak / 1e9:,.0f} GFLOP/s"
+        report.table(title, TIMING_COLUMNS, timing_rows(timings, "vitrail", batch, flops, peak, apart))
+        for module in models.values():
+            module.float()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--variant", choices=list(TIMM), default="S/16")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--variants", choices=list(TIMM), nargs="+", default=["S/16", "B/16"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS))
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--name", default="forward", help="of the file of results")
     arguments = parser.parse_args()
-    print(machine())
-    compare(arguments.variant, arguments.batch, arguments.rounds)
+    pin()
+    report = Report(arguments.name)
+    for variant in arguments.variants:
+        for batch in arguments.batches:
+            compare(report, variant, batch, arguments.ways, arguments.rounds, arguments.device)
 
 
 if __name__ == "__main__":

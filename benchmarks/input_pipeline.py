@@ -10,14 +10,15 @@ folder, or smooth noise without one, are saved as JPEGs of each size first. Then
 
 import argparse
 import io
-import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from side_by_side import Report, take_turns
 from torchvision.transforms import v2
 
 from vitrail.modeling import ViTImageProcessor
@@ -57,18 +58,6 @@ def usual_way(least_area: float, mean: list[float], std: list[float]) -> Callabl
     return lambda files: torch.stack([transform(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
 
 
-def seconds(ways: list[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Of every way, round by round; the first round does not count."""
-    taken = []
-    for _ in range(rounds + 1):
-        taken.append([])
-        for way in ways:
-            start = time.process_time()
-            way()
-            taken[-1].append(time.process_time() - start)
-    return taken[1:]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--photos", type=Path)
@@ -82,7 +71,7 @@ def main() -> None:
     processor = ViTImageProcessor()
     transform = TrainingTransform(processor, DataArguments(dataset="", crop_scale=arguments.crop_scale))
     usual = usual_way(arguments.crop_scale, list(processor.image_mean), list(processor.image_std))
-    print("| pixels | KB | usual, images/s | ours, images/s | ratio |\n|---|---|---|---|---|")
+    report, table = Report("input_pipeline"), []
     for size in SIZES:
         files = photographs(arguments.photos, size, arguments.quality)
         keys = list(range(BATCH))
@@ -93,19 +82,21 @@ def main() -> None:
             transform.epoch += 1
             return transform(rows)
 
-        taken = seconds([lambda files=files: usual(files), ours], arguments.rounds)
-        rates = [BATCH / statistics.median(column) for column in zip(*taken)]
-        ratio = statistics.median(theirs / our for theirs, our in taken)
+        timings = take_turns({"usual": partial(usual, files), "ours": ours}, arguments.rounds, time.process_time)
+        rates = [f"{BATCH / timing.median:.0f}" for timing in timings.values()]
         kilobytes = sum(map(len, files)) / BATCH / 1000
-        print(f"| {size[0]}x{size[1]} | {kilobytes:.0f} | {rates[0]:.0f} | {rates[1]:.0f} | {ratio:.2f} |", flush=True)
+        ratio = timings["ours"].ratio_to(timings["usual"])
+        table.append([f"{size[0]}x{size[1]}", f"{kilobytes:.0f}", *rates, f"{ratio:.2f}"])
+    title = "From the bytes of a JPEG to a batch at 224 pixels, images/s on one core"
+    report.table(title, ["pixels", "KB", "usual", "vitrail", "vitrail is faster by"], table)
 
     variation = DataArguments(dataset="", crop_scale=1.0, padding=2, erasing=0.25)
     small = TrainingTransform(ViTImageProcessor(size={"height": 28, "width": 28}, num_channels=1), variation)
     pixels = torch.randint(0, 256, (128, 1, 28, 28), dtype=torch.uint8)
     rows = {"image": pixels, "label": [0] * 128, "key": list(range(128))}
-    taken = seconds([lambda: [small(rows) for _ in range(10)]], arguments.rounds)
-    rate = 10 * len(pixels) / statistics.median(column for (column,) in taken)
-    print(f"\n28x28 from memory, shifted, mirrored and erased: {rate:,.0f} images/s")
+    timing = take_turns({"ours": lambda: [small(rows) for _ in range(10)]}, arguments.rounds, time.process_time)["ours"]
+    rate = 10 * len(pixels) / timing.median
+    report.table("From memory", ["images", "images/s"], [["28x28, shifted, mirrored and erased", f"{rate:,.0f}"]])
 
 
 if __name__ == "__main__":

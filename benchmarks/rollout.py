@@ -1,6 +1,7 @@
 """What attention rollout costs beside the prediction alone, and beside the usual way of doing it, in time and memory.
 
-python benchmarks/rollout.py [--variant S/16] [--patch_size 14] [--rounds 9] [--device cpu] [--dtype float32]
+python benchmarks/rollout.py [--variant S/16] [--patch_size 14] [--rounds 9] [--image_sizes 224 518] [--device cpu]
+    [--dtype float32]
 
 The usual way loads the model with eager attention, keeps every layer's (B, heads, T, T) matrix, stacks and multiplies
 them. All three take the same weights and images in turn, round by round; times are medians, and so are the ratios of
@@ -8,20 +9,16 @@ each round's times. Memory is the peak above that of the plain forward call, eac
 """
 
 import argparse
-import multiprocessing
-import re
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from side_by_side import Report, peak_memory, pin, take_turns
 
 from vitrail.inspection import attention_rollout
 from vitrail.modeling import ViTConfig, ViTForImageClassification
 
 
-CASES = [(224, 1), (224, 8), (518, 1), (518, 4)]  # pixels, images at a time
+BATCHES = {False: (1, 8), True: (1, 4)}  # of small images and of large ones
 WAYS = ["predict", "rollout", "usual"]
 
 
@@ -52,39 +49,9 @@ def build(arguments: argparse.Namespace, image_size: int, batch: int) -> dict[st
     }
 
 
-@torch.inference_mode()
-def seconds(arguments: argparse.Namespace, image_size: int, batch: int) -> tuple[dict[str, list[float]], float]:
-    """Of every way, round by round, and how far the two rollouts are apart."""
-    ways = build(arguments, image_size, batch)
-    difference = (ways["rollout"]() - ways["usual"]()).abs().max().item()
-    ways["predict"]()
-    taken: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(arguments.rounds):
-        for way in WAYS:
-            start = time.perf_counter()
-            ways[way]()
-            if arguments.device == "cuda":
-                torch.cuda.synchronize()
-            taken[way].append(time.perf_counter() - start)
-    return taken, difference
-
-
-@torch.inference_mode()
-def peak(arguments: argparse.Namespace, image_size: int, batch: int, way: str) -> float:
-    """MB above the plain forward call's peak. Runs in a process of its own."""
-    ways = build(arguments, image_size, batch)
-    peaks = []
-    for call in (ways["predict"], ways[way]):
-        call()
-        if arguments.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            call()
-            peaks.append(torch.cuda.max_memory_allocated() / 1e6)
-        else:  # of Linux
-            Path("/proc/self/clear_refs").write_text("5")
-            call()
-            peaks.append(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3)
-    return peaks[1] - peaks[0]
+def one_way(name: str, arguments: argparse.Namespace, image_size: int, batch: int) -> Callable[[], torch.Tensor]:
+    """For `peak_memory`."""
+    return torch.inference_mode()(build(arguments, image_size, batch)[name])
 
 
 def main() -> None:
@@ -94,26 +61,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--image_sizes", type=int, nargs="+", default=[224, 518])
     arguments = parser.parse_args()
-
-    where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{arguments.variant} with patches of {arguments.patch_size}, {arguments.dtype}, {where}\n")
+    pin()
+    report = Report("rollout")
     columns = ["pixels", "batch", "predict, s", "+ rollout, s", "usual way, s", "ratio", "usual ratio"]
     columns += ["+ rollout, MB", "usual way, MB", "apart"]
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    for image_size, batch in CASES:
-        taken, difference = seconds(arguments, image_size, batch)
-        plain, ours, usual = (f"{statistics.median(taken[way]):.3f}" for way in WAYS)
-        ratios = [
-            statistics.median(other / plain for other, plain in zip(taken[way], taken["predict"])) for way in WAYS[1:]
-        ]
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            memory = [pool.apply(peak, (arguments, image_size, batch, way)) for way in WAYS[1:]]
-        print(
-            f"| {image_size} | {batch} | {plain} | {ours} | {usual} | {ratios[0]:.2f} | {ratios[1]:.2f} "
-            f"| {memory[0]:.0f} | {memory[1]:.0f} | {difference:.0e} |",
-            flush=True,
-        )
+    rows = []
+    for image_size in arguments.image_sizes:
+        for batch in BATCHES[image_size > 400]:
+            with torch.inference_mode():
+                ways = build(arguments, image_size, batch)
+                apart = (ways["rollout"]() - ways["usual"]()).abs().max().item()
+                timings = take_turns(ways, arguments.rounds)
+            memory = {name: peak_memory(one_way, name, arguments, image_size, batch) for name in ways}
+            rows.append([str(image_size), str(batch), *(f"{timing.median:.3f}" for timing in timings.values())])
+            rows[-1] += [f"{timings['predict'].ratio_to(timings[name]):.2f}" for name in WAYS[1:]]
+            rows[-1] += [f"{memory[name] - memory['predict']:.0f}" for name in WAYS[1:]] + [f"{apart:.0e}"]
+    report.table(f"{arguments.variant} with patches of {arguments.patch_size}, {arguments.dtype}", columns, rows)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,24 @@
-"""The timing that benchmarks share: ways of doing the same work take turns, so that a slow moment meets all of them."""
+"""What the benchmarks share: ways of doing the same work take turns, so that a slow moment meets all of them."""
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
 import platform
+import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
+
+
+FOLDER = Path("build/benchmarks")
 
 
 @dataclass(frozen=True)
@@ -36,40 +46,144 @@ class Timing:
         return statistics.median(theirs / own for own, theirs in zip(self.seconds, other.seconds))
 
 
-def take_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+def pin() -> None:
+    """As many threads as there are processors to use, and each process stays on those."""
+    if hasattr(os, "sched_setaffinity"):  # Linux
+        os.sched_setaffinity(0, os.sched_getaffinity(0))
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def take_turns(
+    ways: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Timing]:
     """Times every way once a round, A B C A B C; a round that nobody counts warms them up."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = clock()
             way()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            taken[name].append(time.perf_counter() - start)
+            taken[name].append(clock() - start)
     return {name: Timing(tuple(seconds[1:])) for name, seconds in taken.items()}
 
 
+def peak_memory(build: Callable[..., Callable[[], object]], *arguments: object) -> float:
+    """MB that what `build(*arguments)` returns takes beyond what was there before its second call.
+
+    It runs in a process of its own: the high-water mark of Linux, or on a GPU that of PyTorch's allocator.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (build, arguments))
+
+
+def _peak(build: Callable[..., Callable[[], object]], arguments: tuple[object, ...]) -> float:
+    pin()
+    way = build(*arguments)
+    way()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        way()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    way()
+    return (_status("VmHWM") - before) / 1e3
+
+
+def _status(field: str) -> int:
+    """kB, of this process."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1])
+
+
 @torch.inference_mode()
-def peak_of_products(dtype: torch.dtype, rounds: int = 15) -> float:
+def peak_of_products(
+    dtype: torch.dtype, shapes: Iterable[tuple[int, int, int]] = (), device: str = "cpu", rounds: int = 9
+) -> float:
     """FLOP/s of the fastest product of matrices measured here and now: the roof under which a model runs.
 
-    On a CPU a convolution of 1x1 is tried too, because PyTorch gives it to oneDNN, and float32 matrices to MKL, which
+    Tried are a square one and those of the given shapes, rows, inner and columns, because what fits into a cache is
+    faster; on a CPU also a convolution of 1x1, because PyTorch gives it to oneDNN, and float32 matrices to MKL, which
     is slower on processors of others than Intel.
     """
-    side = 2048
-    left, right = torch.randn(2, side, side, dtype=dtype)
-    pixels, kernel = left.T[None, :, :, None].contiguous(memory_format=torch.channels_last), right[:, :, None, None]
-    ways = {"matmul": lambda: left @ right, "convolution": lambda: torch.nn.functional.conv2d(pixels, kernel)}
-    return 2 * side**3 / min(min(timing.seconds) for timing in take_turns(ways, rounds).values())
+    best = 0.0
+    for rows, inner, columns in ((2048, 2048, 2048), *shapes):
+        left, right = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, inner), (columns, inner)))
+        ways = {"matmul": partial(torch.matmul, left, right.T)}
+        if device == "cpu":
+            pixels = left.T[None, :, :, None].contiguous(memory_format=torch.channels_last)
+            ways["convolution"] = partial(torch.nn.functional.conv2d, pixels, right[..., None, None])
+        fastest = min(min(timing.seconds) for timing in take_turns(ways, rounds).values())
+        best = max(best, 2 * rows * inner * columns / fastest)
+    return best
+
+
+def products_of(width: int, hidden: int, tokens: int) -> list[tuple[int, int, int]]:
+    """The shapes of an encoder layer's products, for `peak_of_products`."""
+    return [(tokens, width, 3 * width), (tokens, width, hidden), (tokens, hidden, width)]
 
 
 def machine() -> str:
     """A line that says what was measured on."""
-    name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
+    capabilities = torch.cpu.get_capabilities()
+    name = capabilities.get("cpu_name") or platform.machine()
+    matrices = [name for name in ("avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(name)]
+    return f"{name} ({', '.join(matrices)}), {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
 
 
-def print_table(columns: list[str], rows: list[list[str]]) -> None:
+class Report:
+    """Tables that are printed as Markdown and kept as JSON.
+
+    Args:
+        name: of the benchmark; the file is build/benchmarks/NAME.json.
+    """
+
+    def __init__(self, name: str):
+        packages = ("torch", "transformers", "timm", "vit-pytorch", "onnxruntime")
+        self.content: dict = {
+            "machine": machine(),
+            "versions": {name: version(name) for name in packages},
+            "tables": [],
+        }
+        self.path = FOLDER / f"{name}.json"
+        print(f"# {name}: {machine()}")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Prints a table, and writes all so far."""
+        print(f"\n{title}\n")
+        print_table(columns, rows)
+        self.content["tables"].append({"title": title, "rows": [dict(zip(columns, row, strict=True)) for row in rows]})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.content, indent=1))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints Markdown."""
     for cells in (columns, ["---"] * len(columns), *rows):
         print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def timing_rows(
+    timings: Mapping[str, Timing], ours: str, images: int, flops: float, peak: float, beside: Mapping[str, str]
+) -> list[list[str]]:
+    """A row a way: images/s, spread, how many times faster ours is, the share of the roof, and what stands beside."""
+    return [
+        [
+            name,
+            f"{images / timing.median:.1f}",
+            f"{timing.spread:.0%}",
+            f"{timings[ours].ratio_to(timing):.2f}",
+            f"{flops / timing.median / peak:.0%}",
+            beside[name],
+        ]
+        for name, timing in timings.items()
+    ]
+
+
+TIMING_COLUMNS = ("model", "images/s", "spread", "vitrail is faster by", "of the roof", "apart")

@@ -1,6 +1,6 @@
 """A whole training job: `vitrail train` beside stock transformers' model and Trainer with torchvision's PIL transforms.
 
-python benchmarks/trainer.py --dataset path/to/fashion-mnist [--images 12800] [--epochs 2] [--rounds 1]
+python benchmarks/trainer.py [--dataset path/to/fashion-mnist] [--images 12800] [--epochs 2] [--rounds 1]
 
 All train one architecture from scratch (28 pixels, patches of 4, 6 layers, width 192, a class token) on the same
 images in the same batches for the same epochs, and are evaluated on the same 2,000 others after every epoch and at the
@@ -20,6 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import datasets
+from PIL import Image
+from side_by_side import Report
+from sklearn.datasets import load_digits
 
 
 SHAPE = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
@@ -27,11 +30,26 @@ BATCH, EVALUATION_BATCH, LEARNING_RATE, WEIGHT_DECAY, WARM_UP, HELD_OUT = 128, 2
 JOBS = ("stock, fp32", "stock, bf16", "vitrail, stock's settings", "vitrail, its recipe")
 
 
-def prepare(dataset: str, images: int, folder: Path) -> None:
-    """The images of all jobs as train.parquet and validation.parquet."""
-    splits = datasets.load_dataset(dataset)
-    for split, source, count in (("train", "train", images), ("validation", "test", HELD_OUT)):
+def prepare(dataset: str | None, images: int, folder: Path) -> int:
+    """The images of all jobs as train.parquet and validation.parquet; returns how many the former has."""
+    splits = datasets.load_dataset(dataset) if dataset else digits()
+    for split, source, most in (("train", "train", images), ("validation", "test", HELD_OUT)):
+        count = min(most, len(splits[source]))
         splits[source].shuffle(0).select(range(count)).to_parquet(folder / f"{split}.parquet")
+    return min(images, len(splits["train"]))
+
+
+def digits() -> datasets.DatasetDict:
+    """scikit-learn's, eight times over and enlarged to 28 pixels, for a machine without a data set."""
+    found = load_digits()
+    pictures = [Image.fromarray((picture * 15).astype("uint8")).resize((28, 28)) for picture in found.images]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)])}
+    )
+    rows = {"image": pictures, "label": found.target.tolist()}
+    splits = datasets.Dataset.from_dict(rows, features=features).train_test_split(0.2, seed=0)
+    splits["train"] = datasets.concatenate_datasets([splits["train"]] * 8)
+    return splits
 
 
 def stock(dataset: str, folder: str, epochs: int, bf16: bool) -> None:
@@ -133,7 +151,7 @@ def run(job: str, arguments: argparse.Namespace, dataset: str) -> tuple[float, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--dataset", help="scikit-learn's digits by default")
     parser.add_argument("--images", type=int, default=12800)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
@@ -145,15 +163,16 @@ def main() -> None:
         return
 
     with TemporaryDirectory() as dataset:
-        prepare(arguments.dataset, arguments.images, Path(dataset))
+        images = prepare(arguments.dataset, arguments.images, Path(dataset))
         rounds = [{job: run(job, arguments, dataset) for job in JOBS} for _ in range(arguments.rounds)]
     columns = ["job", "wall time, s", "images/s", *(f"of {job}" for job in JOBS[:2]), "peak memory, MB", "accuracy"]
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     medians = {job: [statistics.median(figures) for figures in zip(*(r[job] for r in rounds))] for job in JOBS}
+    rows = []
     for job, (seconds, memory, accuracy) in medians.items():
-        shares = " | ".join(f"{seconds / medians[reference][0]:.2f}" for reference in JOBS[:2])
-        rate = arguments.images * arguments.epochs / seconds
-        print(f"| {job} | {seconds:.1f} | {rate:.0f} | {shares} | {memory:.0f} | {accuracy:.4f} |")
+        rows.append([job, f"{seconds:.1f}", f"{images * arguments.epochs / seconds:.0f}"])
+        rows[-1] += [f"{seconds / medians[reference][0]:.2f}" for reference in JOBS[:2]]
+        rows[-1] += [f"{memory:.0f}", f"{accuracy:.4f}"]
+    Report("trainer").table(f"{images:,} images, {arguments.epochs} epochs", columns, rows)
 
 
 if __name__ == "__main__":
