@@ -30,19 +30,28 @@ $snippet
 """)
 _INT8 = ", its linear layers turned into 8-bit integers, with activations quantised as they are met,"
 _USE = Template("""\
+import json
+
 import onnxruntime
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoImageProcessor
 
 folder = "."  # where this card is
-config = AutoConfig.from_pretrained(folder$trust)
 processor = AutoImageProcessor.from_pretrained(folder$trust)
 session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
 
 image = Image.open("photo.jpg").convert("$mode")
 pixel_values = processor(image, return_tensors="np").pixel_values
-$results = session.run(None, {"pixel_values": pixel_values})
+$use""")
+_USE_CLASSES = Template("""(logits,) = session.run(["logits"], {"pixel_values": pixel_values})
+with open(f"{folder}/config.json", encoding="utf-8") as file:
+    names = json.load(file)["id2label"]
 print($answer)""")
+_CLASS = "names[str(logits[0].argmax())]"
+_CLASSES = "[names[str(index)] for index in (logits[0] > 0).nonzero()[0]]"  # 0 is the logit of one half
+_USE_FEATURES = """\
+(features,) = session.run(["pooler_output"], {"pixel_values": pixel_values})
+print(json.dumps(features[0].tolist()))"""
 
 
 def onnx_card(
@@ -109,14 +118,11 @@ def _original_card(source: str | Path, is_local: bool, **hub_kwargs: Any) -> Pat
 
 
 def _snippet(config: ViTConfig, processor: ViTImageProcessor, outputs: Sequence[str]) -> str:
-    answer = "config.id2label[int(logits[0].argmax())]"
-    if config.is_multi_label:  # the logit of one half is 0
-        answer = "[config.id2label[int(index)] for index in (logits[0] > 0).nonzero()[0]]"
-    if "logits" not in outputs:
-        answer = "pooler_output[0]"
+    use = _USE_FEATURES
+    if "logits" in outputs:
+        use = _USE_CLASSES.substitute(answer=_CLASSES if config.is_multi_label else _CLASS)
     return _USE.substitute(
-        trust="" if config.is_stock and processor.is_stock else ", trust_remote_code=True",
+        trust="" if processor.is_stock else ", trust_remote_code=True",
         mode="RGB" if processor.num_channels == 3 else "L",
-        results=f"({outputs[0]},)" if len(outputs) == 1 else ", ".join(outputs),
-        answer=answer,
+        use=use,
     )

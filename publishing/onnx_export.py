@@ -3,6 +3,7 @@
 vitrail export runs/digits exported --to onnx
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from PIL import Image
 from torch.export import Dim
 
-from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor, ViTModel, read_image
+from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel, read_image
 from vitrail.modeling.checkpoints import read_checkpoint
 from vitrail.publishing.model_folder import CARD
 from vitrail.publishing.onnx_card import onnx_card
@@ -99,7 +100,7 @@ def export_onnx(source: str | Path, destination: Path, *, int8: bool = False, **
         if not comparison.difference <= (_INT8_TOLERANCE if int8 else _TOLERANCE):  # NaN is no near value either
             instead = "; export it without --int8" if int8 and np.isfinite(comparison.difference) else ""
             raise InputError(f"{source} is not exported, because the file is another model{instead}. {comparison}")
-        model.config.save_pretrained(folder)
+        (folder / "config.json").write_text(_config_json(model.config), encoding="utf-8")
         processor.save_pretrained(folder)
         card = onnx_card(source, model.config, processor, outputs, OPSET, int8, str(comparison), **hub_kwargs)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -163,6 +164,13 @@ def _graph(
     for node in graph.model.graph:
         node.metadata_props.clear()  # the lines of source that a node comes from, with the paths of this machine
     return graph
+
+
+def _config_json(config: ViTConfig) -> str:
+    """The configuration, without the sources that a model in PyTorch may need, and with every class's name."""
+    fields = json.loads(config.to_json_string())
+    fields.pop("auto_map", None)
+    return json.dumps(fields | {"id2label": dict(enumerate(config.labels))}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _write_int8(graph: torch.onnx.ONNXProgram, path: Path) -> None:
