@@ -111,7 +111,8 @@ def onnx_card(
 
 def _original_card(source: str | Path, is_local: bool, **hub_kwargs: Any) -> Path | None:
     if not is_local:
-        found = cached_file(str(source), CARD, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+        silently = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        found = cached_file(str(source), CARD, **silently, **hub_kwargs)
         return None if found is None else Path(found)
     card = (Path(source) if Path(source).is_dir() else Path(source).parent) / CARD
     return card if card.is_file() else None

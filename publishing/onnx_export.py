@@ -80,10 +80,10 @@ def export_onnx(source: str | Path, destination: Path, *, int8: bool = False, **
     """
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise InputError(f"{destination} exists already; give a new place, so that nothing is lost.")
+    model = _load(source, **hub_kwargs)
+    processor = ViTImageProcessor.from_pretrained(source, **hub_kwargs)
+    batches = _batches(source, processor)
     with _new_folder(destination) as folder:
-        model = _load(source, **hub_kwargs)
-        processor = ViTImageProcessor.from_pretrained(source, **hub_kwargs)
-        batches = _batches(source, processor)
         with torch.inference_mode():
             expected = [model(batch) for batch in batches]
         outputs = (
