@@ -9,6 +9,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from vitrail.modeling import ViTConfig, ViTImageProcessor
+from vitrail.modeling.checkpoints import is_npz
 from vitrail.publishing.merging import card_metadata, new_card, read_card
 from vitrail.publishing.model_folder import CARD
 
@@ -110,6 +111,8 @@ def onnx_card(
 
 
 def _original_card(source: str | Path, is_local: bool, **hub_kwargs: Any) -> Path | None:
+    if is_npz(source):  # a file by itself, whose folder may hold anything
+        return None
     if not is_local:
         silently = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         found = cached_file(str(source), CARD, **silently, **hub_kwargs)

@@ -40,22 +40,25 @@ class Comparison:
     """How far an exported file is from its model, as a sentence when printed.
 
     Attributes:
-        images: how many both have seen.
+        held_out: how many images both have seen of those that the training has kept for it.
+        made_up: how many of others, from blots to noise.
         difference: the largest of any output, as a share of that output's largest value.
         same_class: for how many images the highest logit is the same one; None without a classification head.
     """
 
-    images: int
+    held_out: int
+    made_up: int
     difference: float
     same_class: int | None
 
     def __str__(self) -> str:
-        differ = f"differ from the model's by at most {self.difference:.1e} of the largest"
+        seen = f"{self.held_out} held-out and {self.made_up}" if self.held_out else f"{self.made_up}"
+        apart = f"differ from the model's by at most {self.difference:.1e} of the largest"
         if self.same_class is None:
-            return f"On {self.images} images its features {differ}."
+            return f"On {seen} made-up images its features {apart}."
         return (
-            f"On {self.images} images its logits {differ}, and {self.same_class} of {self.images} times the likeliest "
-            "class is the same."
+            f"On {seen} made-up images its logits {apart}, and {self.same_class} of {self.held_out + self.made_up} "
+            "times the likeliest class is the same."
         )
 
 
@@ -82,7 +85,14 @@ def export_onnx(source: str | Path, destination: Path, *, int8: bool = False, **
         raise InputError(f"{destination} exists already; give a new place, so that nothing is lost.")
     model = _load(source, **hub_kwargs)
     processor = ViTImageProcessor.from_pretrained(source, **hub_kwargs)
-    batches = _batches(source, processor)
+    if processor.output_size is None:
+        raise InputError(
+            f"{source} prepares images of no fixed size, but an ONNX file is for one: write a size of height and width "
+            "into its preprocessor_config.json."
+        )
+    held_out = [read_image(path) for path in sorted(Path(source).glob("samples/*.png"))]
+    made_up = _made_up_images()
+    batches = _batches([*held_out, *made_up], processor)
     outputs = ("logits",) if isinstance(model, ViTForImageClassification) else ("last_hidden_state", "pooler_output")
     with torch.inference_mode():
         expected = [{name: said[name] for name in outputs} for said in map(model, batches)]
@@ -92,7 +102,8 @@ def export_onnx(source: str | Path, destination: Path, *, int8: bool = False, **
             _write_int8(graph, folder / ONNX_FILE)
         else:
             graph.save(folder / ONNX_FILE)
-        comparison = _compare(folder / ONNX_FILE, batches, expected)
+        difference, same_class = _compare(folder / ONNX_FILE, batches, expected)
+        comparison = Comparison(len(held_out), len(made_up), difference, same_class)
         if not comparison.difference <= (_INT8_TOLERANCE if int8 else _TOLERANCE):  # NaN is no near value either
             instead = "; export it without --int8" if int8 and np.isfinite(comparison.difference) else ""
             raise InputError(f"{source} is not exported, because the file is another model{instead}. {comparison}")
@@ -126,17 +137,13 @@ def _load(source: str | Path, **hub_kwargs: Any) -> ViTForImageClassification | 
     return model_class.from_pretrained(source, dtype=torch.float32, **hub_kwargs).eval()
 
 
-def _batches(source: str | Path, processor: ViTImageProcessor) -> Sequence[torch.Tensor]:
-    """What both are run on: the held-out images that a training has left, and made-up ones from blots to noise."""
-    if processor.output_size is None:
-        raise InputError(
-            f"{source} prepares images of no fixed size, but an ONNX file is for one: write a size of height and width "
-            "into its preprocessor_config.json."
-        )
+def _made_up_images() -> list[Image.Image]:
     generator = np.random.default_rng(0)
     coarse = (generator.integers(0, 256, (cells, cells, 3), dtype=np.uint8) for cells in (4, 12, 36, 108))
-    images = [read_image(path) for path in sorted(Path(source).glob("samples/*.png"))]
-    images += [Image.fromarray(cells).resize((256, 192)) for cells in coarse]
+    return [Image.fromarray(cells).resize((256, 192)) for cells in coarse]
+
+
+def _batches(images: list[Image.Image], processor: ViTImageProcessor) -> Sequence[torch.Tensor]:
     alone, together = _BATCHES
     pixel_values = processor(images, return_tensors="pt").pixel_values
     return [pixel_values[:alone], *pixel_values[alone:].split(together)]
@@ -184,15 +191,17 @@ def _write_int8(graph: torch.onnx.ONNXProgram, path: Path) -> None:
     )
 
 
-def _compare(path: Path, batches: Sequence[torch.Tensor], expected: Sequence[dict[str, torch.Tensor]]) -> Comparison:
+def _compare(
+    path: Path, batches: Sequence[torch.Tensor], expected: Sequence[dict[str, torch.Tensor]]
+) -> tuple[float, int | None]:
+    """The largest difference of any output, as a share of its largest value, and how many classes are the same."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     difference, same_class = 0.0, 0
     for batch, own in zip(batches, expected):
-        for name, found in zip(own, session.run(list(own), {"pixel_values": batch.numpy()})):
+        for name, found in zip(own, map(np.asarray, session.run(list(own), {"pixel_values": batch.numpy()}))):
             exact = own[name].numpy()
             largest = np.abs(exact).max() or 1.0  # a head that has learned nothing says 0 of everything
-            difference = np.maximum(difference, np.abs(found - exact).max() / largest)
+            difference = np.maximum(difference, np.abs(found - exact).max() / largest)  # which keeps NaN
             if name == "logits":
                 same_class += int((found.argmax(-1) == exact.argmax(-1)).sum())
-    has_classes = "logits" in expected[0]
-    return Comparison(sum(map(len, batches)), float(difference), same_class if has_classes else None)
+    return float(difference), same_class if "logits" in expected[0] else None

@@ -148,7 +148,7 @@ def test_export_says_how_near_it_is_and_refuses(model, tmp_path, capsys):
     assert main([*flags, "--to", "onnx", "--int8"]) == 0
     said = capsys.readouterr().out
     assert re.search(
-        r"exported holds the model for ONNX Runtime\. On 4 images its logits differ .* by at most \S+", said
+        r"exported holds the model for ONNX Runtime\. On 4 made-up images its logits differ .* by at most \S+", said
     )
     assert "exists already" in one_sentence(main(flags), capsys.readouterr().err)
     with pytest.raises(SystemExit, match="2"):

@@ -94,7 +94,7 @@ def test_every_kind_is_the_same_model_in_batches_of_any_size(save, kind, tmp_pat
     comparison = export_onnx(source, exported)
     assert sorted(path.name for path in exported.iterdir()) == FILES
     assert comparison.difference < 1e-5
-    assert comparison.same_class == comparison.images == 4
+    assert comparison.same_class == comparison.made_up == 4
     model = ViTForImageClassification.from_pretrained(source)
     for count in (1, 2, 5):
         pixel_values = images(count, 3, 24, 16)
@@ -177,7 +177,7 @@ def test_integers_that_make_another_model_are_refused(save, tmp_path):
         model.classifier.weight[:, 0] = 0
     model.save_pretrained(folder)
     assert export_onnx(folder, tmp_path / "exact").difference < 1e-4
-    with pytest.raises(InputError, match=r"tiny is not exported, because .* without --int8\. On 4 images"):
+    with pytest.raises(InputError, match=r"tiny is not exported, because .* without --int8\. On 4 made-up images"):
         export_onnx(folder, tmp_path / "rough", int8=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exact", "tiny"]
 
@@ -187,7 +187,7 @@ def test_a_broken_model_is_refused(save, tmp_path):
     model = ViTForImageClassification.from_pretrained(folder)
     model.classifier.bias.data.fill_(float("nan"))
     model.save_pretrained(folder)
-    with pytest.raises(InputError, match=r"is not exported, because the file is another model\. On 4 images"):
+    with pytest.raises(InputError, match=r"is not exported, because the file is another model\. On 4 made-up images"):
         export_onnx(folder, tmp_path / "new" / "exported")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
@@ -254,7 +254,9 @@ def test_held_out_images_are_compared_too(save, tmp_path):
     (folder / "samples").mkdir()
     for index in range(3):
         Image.effect_noise((40, 30), 60).save(folder / "samples" / f"{index}.png")
-    assert export_onnx(folder, tmp_path / "exported").images == 7
+    comparison = export_onnx(folder, tmp_path / "exported")
+    assert (comparison.held_out, comparison.made_up, comparison.same_class) == (3, 4, 7)
+    assert str(comparison).startswith("On 3 held-out and 4 made-up images its logits differ")
 
 
 # The card
