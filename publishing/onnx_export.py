@@ -31,7 +31,7 @@ ONNX_FILE = "model.onnx"
 OPSET = 20  # the first with GELU; from 23 on, ONNX Runtime's Attention is slower than the products that it stands for
 
 _BATCHES = (1, 3)  # images; what remains after the first batch comes in batches of the second size
-# Of the largest output. float32 rounds to 1e-6 of it; 8-bit integers to a few hundredths.
+# Of the largest output. float32 rounds to 1e-6 of it; 8-bit integers to some hundredths.
 _TOLERANCE, _INT8_TOLERANCE = 1e-4, 0.1
 
 
