@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from vitrail.cli import convert, demo, evaluate, explain, predict, push, space, train
+from vitrail.cli import convert, demo, evaluate, explain, export, predict, push, space, train
 
 
 # What is imported only where it is needed, and the extra that brings it.
 _EXTRAS = {"accelerate": "train", "datasets": "train", "evaluate": "train", "sklearn": "train"}
-_EXTRAS |= {"gradio": "demo", "pyarrow": "train"}
+_EXTRAS |= {"gradio": "demo", "pyarrow": "train", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="vitrail", description="Vision Transformers: train, trust, look inside, share.")
     parser.add_argument("--version", action="version", version=f"vitrail {version('vitrail')}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (train, evaluate, predict, explain, convert, push, demo, space):
+    for verb in (train, evaluate, predict, explain, convert, export, push, demo, space):
         verb.add_parser(verbs)
     arguments, rest = parser.parse_known_args(argv)
     if rest and not arguments.takes_more:

@@ -74,7 +74,7 @@ def read_card(card: Path) -> str:
     try:
         return card.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise PublishingError(f"{card} is not text in UTF-8; correct it, then push.") from error
+        raise PublishingError(f"{card} is not text in UTF-8; correct it first.") from error
 
 
 def card_metadata(card: str) -> dict[str, Any]:
@@ -113,9 +113,9 @@ def _parts(card: str, name: str) -> tuple[dict[str, Any], str]:
     try:
         metadata = yaml.safe_load(match["yaml"]) or {}
     except yaml.YAMLError as error:
-        raise PublishingError(f"{name} begins with metadata that is not valid YAML; correct it, then push.") from error
+        raise PublishingError(f"{name} begins with metadata that is not valid YAML; correct it first.") from error
     if not isinstance(metadata, dict):
-        raise PublishingError(f"{name} begins with metadata that is not a YAML mapping; correct it, then push.")
+        raise PublishingError(f"{name} begins with metadata that is not a YAML mapping; correct it first.")
     return metadata, card[match.end() :]
 
 

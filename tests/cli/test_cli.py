@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -52,7 +53,7 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("train", "evaluate", "predict", "explain", "convert", "push", "demo", "space"):
+    for verb in ("train", "evaluate", "predict", "explain", "convert", "export", "push", "demo", "space"):
         assert verb in done.stdout
 
 
@@ -113,6 +114,7 @@ def one_sentence(code: int, stderr: str) -> str:
         ("train --dataset empty --model Ti/16", "The folder empty is empty"),
         ("evaluate --model nothing --dataset digits", "nothing is neither a folder"),
         ("predict --model nothing x.png", "nothing is neither a folder"),
+        ("export nothing new", "nothing is neither a folder"),
         ("demo --model nothing", "nothing is neither a folder"),
     ],
 )
@@ -123,12 +125,35 @@ def test_what_a_user_can_cause_is_one_sentence(arguments, message, tmp_path, mon
     assert message in one_sentence(code, capsys.readouterr().err)
 
 
-def test_missing_extra_is_named(model, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "vitrail.demo", raising=False)
-    monkeypatch.delitem(sys.modules, "vitrail.demo.app", raising=False)
-    code = main(["demo", "--model", str(model)])
-    assert "gradio is not installed: pip install 'vitrail[demo]'" in one_sentence(code, capsys.readouterr().err)
+@pytest.mark.parametrize(
+    ("package", "extra", "importers", "arguments"),
+    [
+        ("gradio", "demo", ["vitrail.demo", "vitrail.demo.app"], ["demo", "--model"]),
+        ("onnx", "onnx", ["vitrail.publishing.onnx_export"], ["export", "--to", "onnx", "new"]),
+        ("onnxruntime", "onnx", ["vitrail.publishing.onnx_export"], ["export", "--to", "onnx", "new"]),
+        ("onnxscript", "onnx", ["vitrail.publishing.onnx_export"], ["export", "--to", "onnx", "new"]),
+    ],
+)
+def test_missing_extra_is_named(package, extra, importers, arguments, model, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    for importer in importers:
+        monkeypatch.delitem(sys.modules, importer, raising=False)
+    code = main([*arguments, str(model)])
+    said = one_sentence(code, capsys.readouterr().err)
+    assert f"{package} is not installed: pip install 'vitrail[{extra}]'" in said
+
+
+def test_export_says_how_near_it_is_and_refuses(model, tmp_path, capsys):
+    flags = ["export", str(model), str(tmp_path / "exported")]
+    assert main([*flags, "--to", "onnx", "--int8"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"exported holds the model for ONNX Runtime\. On 4 made-up images its logits differ .* by at most \S+", said
+    )
+    assert "exists already" in one_sentence(main(flags), capsys.readouterr().err)
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--to", "tflite"])
+    assert "invalid choice: 'tflite' (choose from" in one_sentence(2, capsys.readouterr().err)
 
 
 def test_truncated_training_image_is_one_sentence(tmp_path):
