@@ -11,8 +11,9 @@ vitrail train --recipe finetune --model runs/probe --dataset zalando-datasets/fa
     --num_train_epochs 2 --per_device_train_batch_size 16 --learning_rate 2e-4 --layer_lr_decay 0.75 \
     --drop_path_rate 0 --patch_dropout_prob 0.5 --patch_dropout_until 0.8 --seed 1 --output_dir runs/fine-tuned
 
-The same weights with every r in turn, r = 0 among them, in float32 and under bfloat16 autocast. The accuracy is that in bfloat16, on the same
-images of the test split for every r; the interval of what is lost is 95 % of a bootstrap over them.
+The same weights with every r in turn, r = 0 among them, in float32 and under bfloat16 autocast. The accuracy is that
+in bfloat16, on the same images of the test split for every r; the interval of what is lost is 95 % of a bootstrap over
+them.
 """
 
 import argparse

@@ -23,21 +23,21 @@ from transformers.activations import GELUActivation, GELUTanh
 from transformers.utils import output_capturing
 
 
-_CPU: dict[str, Any] = torch.cpu.get_capabilities()
+_CPU = torch.cpu.get_capabilities()
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and _CPU.get("avx512_f", False)
 _MKL_IS_SLOW = "Intel" not in _CPU.get("cpu_name", "")
 # oneDNN's names for the ways to compute a GELU.
 _GELUS = {GELUActivation: "none", GELUTanh: "tanh"}
 
 
-def dense(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+def dense(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """layer(inputs), (..., D_in) -> (..., D_out)."""
     if _is_onednns(inputs) and _are_plain(layer):
         return _product(inputs, layer.weight, layer.bias)
     return layer(inputs)
 
 
-def dense_and_gelu(layer: nn.Module, activation: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+def dense_and_gelu(layer: nn.Linear, activation: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """activation(layer(inputs)), (..., D_in) -> (..., D_out); for predictions in one pass, if that is a GELU."""
     algorithm = _GELUS.get(type(activation))
     if algorithm and not torch.is_grad_enabled() and _is_onednns(inputs) and _are_plain(layer, activation):
@@ -45,7 +45,7 @@ def dense_and_gelu(layer: nn.Module, activation: nn.Module, inputs: torch.Tensor
     return activation(dense(layer, inputs))
 
 
-def dense_together(layers: Sequence[nn.Module], inputs: torch.Tensor) -> Sequence[torch.Tensor]:
+def dense_together(layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequence[torch.Tensor]:
     """[layer(inputs) for layer in layers], by one product of matrices where that gains more than joining them costs.
 
     In bfloat16 it gains by its size, in training by giving the gradient of `inputs` at once.
@@ -53,7 +53,7 @@ def dense_together(layers: Sequence[nn.Module], inputs: torch.Tensor) -> Sequenc
     gains = torch.is_grad_enabled() or _precision(inputs) == torch.bfloat16
     if not (gains and _is_onednns(inputs) and _are_plain(*layers)):
         return [dense(layer, inputs) for layer in layers]
-    weights = [layer.weight for layer in layers]
+    weights: list[torch.Tensor] = [layer.weight for layer in layers]
     biases = [layer.bias for layer in layers if layer.bias is not None]
     outputs = _product(inputs, torch.cat(weights), torch.cat(biases) if biases else None)
     return outputs.split([len(weight) for weight in weights], dim=-1)
@@ -116,7 +116,7 @@ def _float32_by_onednn() -> Iterator[None]:
     is that of float32, also in threads that meanwhile compute something else.
     """
     global _switches, _before
-    precision = torch.backends.mkldnn.matmul
+    precision = cast("Any", torch.backends.mkldnn).matmul
     with _SWITCHED:
         if not _switches:
             _before, precision.fp32_precision = precision.fp32_precision, "bf16"
@@ -133,7 +133,7 @@ def _float32_by_onednn() -> Iterator[None]:
 def is_watched(module: nn.Module) -> bool:
     """Whether a hook sees what goes in and comes out, other than those by which transformers collects outputs."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *module._backward_hooks.values())
-    return _has_any_global_hook() or any(hook.__module__ != output_capturing.__name__ for hook in hooks)
+    return bool(_has_any_global_hook()) or any(hook.__module__ != output_capturing.__name__ for hook in hooks)
 
 
 def _precision(inputs: torch.Tensor) -> torch.dtype:

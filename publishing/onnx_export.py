@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -97,6 +97,7 @@ def export_onnx(source: str | Path, destination: Path, *, int8: bool = False, **
     with torch.inference_mode():
         expected = [{name: said[name] for name in outputs} for said in map(model, batches)]
     with _new_folder(destination) as folder:
+        config = cast("ViTConfig", model.config)
         graph = _graph(model, batches[1], outputs)
         if int8:
             _write_int8(graph, folder / ONNX_FILE)
@@ -107,9 +108,9 @@ def export_onnx(source: str | Path, destination: Path, *, int8: bool = False, **
         if not comparison.difference <= (_INT8_TOLERANCE if int8 else _TOLERANCE):  # NaN is no near value either
             instead = "; export it without --int8" if int8 and np.isfinite(comparison.difference) else ""
             raise InputError(f"{source} is not exported, because the file is another model{instead}. {comparison}")
-        (folder / "config.json").write_text(_config_json(model.config), encoding="utf-8")
+        (folder / "config.json").write_text(_config_json(config), encoding="utf-8")
         processor.save_pretrained(folder)
-        card = onnx_card(source, model.config, processor, outputs, OPSET, int8, str(comparison), **hub_kwargs)
+        card = onnx_card(source, config, processor, outputs, OPSET, int8, str(comparison), **hub_kwargs)
         (folder / CARD).write_text(card, encoding="utf-8")
     return comparison
 

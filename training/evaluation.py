@@ -22,7 +22,7 @@ from vitrail.training.data import load_splits, split_name
 from vitrail.training.metrics import Judgements, compute_metrics, judge
 from vitrail.training.multi_label import compute_multi_label_metrics, multi_hot_labels, results_by_class
 from vitrail.training.pictures import save_confusions, save_mistakes
-from vitrail.training.precision import choose_attention, has_fast_bf16
+from vitrail.training.precision import has_fast_bf16
 from vitrail.training.sources import is_streamable
 from vitrail.training.streaming import load_streams, to_tensors
 from vitrail.training.unreadable import SkippedImages, SplitTransform, check_images
@@ -100,7 +100,6 @@ def evaluate(
             use_cpu=not torch.accelerator.is_available(),
             disable_tqdm=not sys.stderr.isatty(),
         )
-        choose_attention(network, arguments, network.config.sequence_length)
         measures: dict[str, Any] = {"compute_metrics": compute_multi_label_metrics}
         if not multi_label:
             measures["compute_metrics"] = partial(compute_metrics, num_labels=len(network.config.labels))

@@ -38,7 +38,7 @@ from vitrail.training.multi_label import (
 )
 from vitrail.training.patch_dropout import PatchDropoutSchedule
 from vitrail.training.pictures import sample_files, save_confusions, save_mistakes, save_samples
-from vitrail.training.precision import choose_attention
+from vitrail.training.precision import describe_precision
 from vitrail.training.preparation import StreamedTables, Tables, prepare
 from vitrail.training.probes import FewShotTrainer, LinearProbeTrainer
 from vitrail.training.progress import draw_bars_on_terminals_alone
@@ -117,7 +117,7 @@ def _train(
     labels = class_labels if classifying else partial(color_labels, patch_shape=model.config.patch_shape)
     if multi_label:
         labels = partial(multi_hot_labels, num_labels=len(model.config.labels))
-    print(choose_attention(model, arguments, model.config.sequence_length))
+    print(describe_precision(arguments))
 
     evaluation = EvaluationTransform(processor, labels)
     training = TrainingTransform(processor, data_arguments, labels, arguments.seed, model.config.num_labels)

@@ -1,10 +1,9 @@
-"""bfloat16 and the attention that goes with it are chosen for the hardware, and can be chosen by hand."""
+"""bfloat16 is chosen where the hardware has it, and can be chosen by hand."""
 
 import pytest
 
 from vitrail.training import train
 from vitrail.training.arguments import parse_arguments
-from vitrail.training.precision import choose_attention
 
 
 @pytest.mark.parametrize(
@@ -20,16 +19,6 @@ def test_bfloat16_where_it_is_fast_or_asked_for(monkeypatch, tmp_path, fast, fla
     monkeypatch.setattr("vitrail.training.arguments.has_fast_bf16", lambda use_cpu: fast)
     argv = ["--dataset", "digits", "--output_dir", str(tmp_path), "--use_cpu", *flags]
     assert parse_arguments(argv)[2].bf16 is bf16
-
-
-@pytest.mark.parametrize(
-    ("flags", "tokens", "attention"),
-    [(["--bf16"], 50, "eager"), (["--bf16"], 1370, "sdpa"), (["--bf16", "false"], 50, "sdpa")],
-)
-def test_short_sequences_in_bfloat16_spell_attention_out(tiny_model, tmp_path, flags, tokens, attention):
-    arguments = parse_arguments(["--dataset", "digits", "--output_dir", str(tmp_path), "--use_cpu", *flags])[2]
-    choose_attention(tiny_model, arguments, tokens)
-    assert tiny_model.config._attn_implementation == attention
 
 
 def test_it_learns_in_bfloat16_and_keeps_float32(image_folder, tiny_flags, tmp_path, capsys):
