@@ -54,7 +54,7 @@ def dense_together(layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequenc
     if not (gains and _is_onednns(inputs) and _are_plain(*layers)):
         return [dense(layer, inputs) for layer in layers]
     weights = tuple(layer.weight for layer in layers)
-    biases = [layer.bias for layer in layers if layer.bias is not None]
+    biases = tuple(layer.bias for layer in layers if layer.bias is not None)
     outputs = _product(inputs, torch.cat(weights), torch.cat(biases) if biases else None)
     return outputs.split([len(weight) for weight in weights], dim=-1)
 
