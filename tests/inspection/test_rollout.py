@@ -202,7 +202,7 @@ def test_rows_of_every_operator_sum_to_one(
     config = ViTConfig(use_class_token=has_class_token, pooling="mean", num_prefix_positions=None)
     query, key = torch.randn(2, 2, 3, 5, 4, generator=torch.Generator().manual_seed(seed))
     operator = _Operator(config, head_fusion, discard_ratio, residual_weight)
-    rows = operator.applied_to(torch.eye(5).expand(2, -1, -1), (query, key, sharpness, None))
+    rows = operator.applied_to(torch.eye(5).expand(2, -1, -1), (query, key, sharpness, None, None))
     assert (rows >= 0).all()
     torch.testing.assert_close(rows.sum(-1), torch.ones(2, 5))
 
