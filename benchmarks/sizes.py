@@ -18,7 +18,7 @@ def main() -> None:
             model.requires_grad_(False)
             model.set_attn_implementation("eager")  # whose matrix products the counter sees
             with FlopCounterMode(display=False) as counter:
-                model(torch.empty(1, 3, 224, 224))
+                model(torch.empty(1, 3, 224, 224), output_hidden_states=True)  # so that every layer is of every token
         rows, columns = model.config.grid_shape
         giga_multiply_adds = counter.get_total_flops() / 2e9
         print(f"{variant:9} {model.num_parameters():>12,} parameters {giga_multiply_adds:7.2f} GMACs {rows}x{columns}")

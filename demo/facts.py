@@ -82,7 +82,8 @@ def giga_multiply_adds(config: ViTConfig) -> float:
         network = ViTForImageClassification(config).eval().requires_grad_(False)
         network.set_attn_implementation("eager")  # whose matrix products the counter sees
         with FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, config.num_channels, *config.image_shape))
+            images = torch.empty(1, config.num_channels, *config.image_shape)
+            network(images, output_hidden_states=True)  # with which the last layer, too, is that of every token
     return counter.get_total_flops() / 2e9
 
 

@@ -50,9 +50,10 @@ def dense_together(layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequenc
 
     In bfloat16 it gains by its size, in training by giving the gradient of `inputs` at once.
     """
-    gains = torch.is_grad_enabled() or _precision(inputs) == torch.bfloat16
-    if not (gains and _is_onednns(inputs) and _are_plain(*layers)):
-        return [dense(layer, inputs) for layer in layers]
+    if not (_is_onednns(inputs) and _are_plain(*layers)):
+        return [layer(inputs) for layer in layers]
+    if not torch.is_grad_enabled() and _precision(inputs) == torch.float32:
+        return [_product(inputs, layer.weight, layer.bias) for layer in layers]
     weights = tuple(layer.weight for layer in layers)
     biases = tuple(layer.bias for layer in layers if layer.bias is not None)
     outputs = _product(inputs, torch.cat(weights), torch.cat(biases) if biases else None)
@@ -137,17 +138,16 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def _precision(inputs: torch.Tensor) -> torch.dtype:
-    """In which a dense layer computes: autocast's or the inputs' own."""
-    device = inputs.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+    """In which a dense layer computes on a CPU: autocast's or the inputs' own."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
 
 
 def _is_onednns(inputs: torch.Tensor) -> bool:
     """Whether oneDNN has these products, and calling it directly is noticed by nobody."""
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    precise_enough = _precision(inputs) in (torch.float32, torch.bfloat16)
-    return _HAS_ONEDNN and inputs.device.type == "cpu" and precise_enough and not (recorded or transformed)
+    known = inputs.device.type == "cpu" and _precision(inputs) in (torch.float32, torch.bfloat16)
+    return _HAS_ONEDNN and known and not (recorded or transformed)
 
 
 def _are_plain(*modules: nn.Module) -> bool:

@@ -182,3 +182,10 @@ def test_attention_by_products_is_attention(tokens):
         assert apart(gradient, expected) < 3e-2
     assert products_are_faster(query)
     assert not products_are_faster(query.float())
+
+
+def test_shapes_are_computed_without_memory():
+    """On the meta device, for which PyTorch has no autocast."""
+    with torch.device("meta"):
+        model = ViTForImageClassification(ViTConfig.from_variant("Ti/16", num_labels=3))
+        assert model(torch.empty(2, 3, 224, 224)).logits.shape == (2, 3)
