@@ -115,7 +115,7 @@ def test_relative_is_scored_by_the_query_inside_attention(build, pixels, place):
     assert tables.shape == (LAYERS if place == "every_layer" else 1, 2 * PATCHES - 1, WIDTH // HEADS)
     seen = []
     model(pixels, attention_observer=seen.append)
-    for layer, (query, _, scaling, bias, _, _) in enumerate(seen):
+    for layer, (query, _, scaling, bias, *_) in enumerate(seen):
         if place == "input" and layer > 0:
             assert bias is None
             continue
@@ -129,7 +129,7 @@ def test_relative_is_scored_by_the_query_inside_attention(build, pixels, place):
     outputs = model(pixels, output_attentions=True)
     model.set_attn_implementation("sdpa")
     torch.testing.assert_close(model(pixels).last_hidden_state, outputs.last_hidden_state, atol=1e-5, rtol=1e-5)
-    query, _, scaling, bias, _, _ = seen[0]
+    query, _, scaling, bias, *_ = seen[0]
     tokens, _ = model.embeddings(pixels, (ROWS, COLUMNS), None)
     key = model.layers[0].attention.k_proj(model.layers[0].layernorm_before(tokens)).view(2, 1 + PATCHES, HEADS, -1)
     logits = query @ key.permute(0, 2, 3, 1) * scaling + bias
