@@ -133,8 +133,9 @@ def _float32_by_onednn() -> Iterator[None]:
 
 def is_watched(module: nn.Module) -> bool:
     """Whether a hook sees what goes in and comes out, other than those by which transformers collects outputs."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *module._backward_hooks.values())
-    return bool(_has_any_global_hook()) or any(hook.__module__ != output_capturing.__name__ for hook in hooks)
+    if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks or _has_any_global_hook():
+        return True
+    return any(hook.__module__ != output_capturing.__name__ for hook in module._forward_hooks.values())
 
 
 def _precision(inputs: torch.Tensor) -> torch.dtype:

@@ -110,10 +110,15 @@ class Doubled(nn.Linear):
 def test_what_is_no_plain_layer_is_called():
     """Subclasses, hooks, offloading and quantised weights all act in a call alone."""
     inputs = torch.randn(2, 5, 8)
-    hooked, hooked_before, replaced = (nn.Linear(8, 8) for _ in range(3))
+    hooked, hooked_before, replaced, watched = (nn.Linear(8, 8) for _ in range(4))
     hooked.register_forward_hook(lambda module, args, output: 2 * output)
     hooked_before.register_forward_pre_hook(lambda module, args: (2 * args[0],))
     replaced.forward = lambda inputs: 2 * inputs
+    passed = []
+    watched.register_full_backward_pre_hook(lambda module, gradients: passed.append("into it"))
+    watched.register_full_backward_hook(lambda module, gradients, _: passed.append("out of it"))
+    dense(watched, inputs.requires_grad_()).sum().backward()
+    assert passed == ["into it", "out of it"]
     with torch.no_grad():
         for layer in (Doubled(8, 8), hooked, hooked_before, replaced):
             assert torch.equal(dense(layer, inputs), layer(inputs))
