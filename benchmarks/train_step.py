@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="a process for each")
     arguments = parser.parse_args()
     pin()
     report = Report("train_step")
@@ -82,7 +83,7 @@ def main() -> None:
         setting = (arguments.variant, arguments.batch, dtype, arguments.device, arguments.compile)
         ways = steps(*setting)
         apart = check_same({name: step() for name, step in ways.items()}, "transformers, sdpa", TOLERANCE[dtype])
-        memory = {name: f"{peak_memory(one_step, name, *setting):.0f}" for name in ways}
+        memory = {name: f"{peak_memory(one_step, name, *setting):.0f}" if arguments.memory else "" for name in ways}
         peak = peak_of_products(dtype, shapes, arguments.device)
         timings = take_turns(ways, arguments.rounds)
         rows = timing_rows(timings, "vitrail", arguments.batch, flops, peak, apart)

@@ -36,7 +36,7 @@ def test_predictions_of_every_peer_and_precision(tmp_path):
 
 
 def test_training_steps_of_every_peer(tmp_path):
-    flags = ["--variant", "Ti/16", "--batch", "1", "--rounds", "1", "--precisions", "fp32"]
+    flags = ["--variant", "Ti/16", "--batch", "1", "--rounds", "1", "--precisions", "fp32", "--no-memory"]
     (rows,) = tables(tmp_path, "train_step.py", *flags)
     assert {row["model"] for row in rows} == PEERS
     assert max(float(row["apart"]) for row in rows) < 1e-5
