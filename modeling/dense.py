@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation, GELUTanh
@@ -32,7 +32,7 @@ _GELUS = {GELUActivation: "none", GELUTanh: "tanh"}
 
 def dense(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """layer(inputs), (..., D_in) -> (..., D_out)."""
-    if _is_onednns(inputs) and _are_plain(layer):
+    if _is_onednns(inputs) and _are_plain(inputs, layer):
         return _product(inputs, layer.weight, layer.bias)
     return layer(inputs)
 
@@ -40,7 +40,7 @@ def dense(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
 def dense_and_gelu(layer: nn.Linear, activation: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """activation(layer(inputs)), (..., D_in) -> (..., D_out); for predictions in one pass, if that is a GELU."""
     algorithm = _GELUS.get(type(activation))
-    if algorithm and not torch.is_grad_enabled() and _is_onednns(inputs) and _are_plain(layer, activation):
+    if algorithm and not torch.is_grad_enabled() and _is_onednns(inputs) and _are_plain(inputs, layer, activation):
         return _pointwise(inputs, layer.weight, layer.bias, "gelu", algorithm)
     return activation(dense(layer, inputs))
 
@@ -50,9 +50,10 @@ def dense_together(layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequenc
 
     In bfloat16 it gains by its size, in training by giving the gradient of `inputs` at once.
     """
-    if not (_is_onednns(inputs) and _are_plain(*layers)):
+    if not (_is_onednns(inputs) and _are_plain(inputs, *layers)):
         return [layer(inputs) for layer in layers]
-    if not torch.is_grad_enabled() and _precision(inputs) == torch.float32:
+    some_have_biases = len({layer.bias is None for layer in layers}) > 1
+    if some_have_biases or (not torch.is_grad_enabled() and _precision(inputs) == torch.float32):
         return [_product(inputs, layer.weight, layer.bias) for layer in layers]
     weights = tuple(layer.weight for layer in layers)
     biases = tuple(layer.bias for layer in layers if layer.bias is not None)
@@ -93,7 +94,6 @@ class _OneDNNProduct(torch.autograd.Function):
         return _pointwise(inputs, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
         gradient, rows = gradient.flatten(0, -2), inputs.flatten(0, -2)
@@ -140,7 +140,8 @@ def is_watched(module: nn.Module) -> bool:
 
 def _precision(inputs: torch.Tensor) -> torch.dtype:
     """In which a dense layer computes on a CPU: autocast's or the inputs' own."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
+    casts = torch.is_autocast_enabled("cpu") and inputs.dtype != torch.float64  # which autocast leaves alone
+    return torch.get_autocast_dtype("cpu") if casts else inputs.dtype
 
 
 def _is_onednns(inputs: torch.Tensor) -> bool:
@@ -151,12 +152,20 @@ def _is_onednns(inputs: torch.Tensor) -> bool:
     return _HAS_ONEDNN and known and not (recorded or transformed)
 
 
-def _are_plain(*modules: nn.Module) -> bool:
-    """Whether modules are what they were built as: dense layers and activations that nothing replaced or watches."""
+def _are_plain(inputs: torch.Tensor, *modules: nn.Module) -> bool:
+    """Whether modules are what they were built as: dense layers and activations that nothing replaced or watches.
+
+    Parameters of another precision than the inputs are an error of the layer's to tell, unless autocast casts both.
+    """
+    casts = torch.is_autocast_enabled("cpu")
     return all(
         type(module) in (nn.Linear, *_GELUS)
         and "forward" not in module.__dict__  # where accelerate's offloading stands
         and not is_watched(module)
-        and all(type(parameter) is nn.Parameter for parameter in module._parameters.values() if parameter is not None)
+        and all(
+            type(parameter) is nn.Parameter and (casts or parameter.dtype == inputs.dtype)
+            for parameter in module._parameters.values()
+            if parameter is not None
+        )
         for module in modules
     )

@@ -194,3 +194,31 @@ def test_shapes_are_computed_without_memory():
     with torch.device("meta"):
         model = ViTForImageClassification(ViTConfig.from_variant("Ti/16", num_labels=3))
         assert model(torch.empty(2, 3, 224, 224)).logits.shape == (2, 3)
+
+
+@pytest.mark.usefixtures("machine")
+def test_second_derivatives():
+    layer, inputs = nn.Linear(8, 8), torch.randn(2, 5, 8, requires_grad=True)
+
+    def penalty(call):
+        (gradient,) = torch.autograd.grad(call(inputs).square().sum(), inputs, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), [inputs, *layer.parameters()])
+
+    for own, expected in zip(penalty(lambda inputs: dense(layer, inputs)), penalty(layer), strict=True):
+        assert apart(own, expected) < 2e-2  # with AMX the switch of processors without it computes in bfloat16
+
+
+@pytest.mark.usefixtures("machine")
+def test_precisions_are_those_of_the_layers():
+    layer, inputs = nn.Linear(8, 8), torch.randn(2, 5, 8)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="dtype"):
+        dense_and_gelu(layer.bfloat16(), ACT2FN["gelu"], inputs)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert dense(layer.double(), inputs.double()).dtype == torch.float64
+
+
+@pytest.mark.usefixtures("machine")
+def test_layers_of_which_some_have_biases():
+    layers, inputs = [nn.Linear(8, 8), nn.Linear(8, 8, bias=False)], torch.randn(2, 5, 8)
+    for own, layer in zip(dense_together(layers, inputs), layers, strict=True):
+        assert apart(own, layer(inputs)) < 1e-6
