@@ -1,48 +1,36 @@
-"""Dense layers by the fastest of PyTorch's exact kernels for the device, precision and shape at hand.
+"""Dense layers by the fastest of PyTorch's exact products for the device, precision and shape at hand.
 
-On a CPU, `nn.Linear` writes bias, product and what is computed of it one after the other, and gives float32 to MKL,
-which on processors of others than Intel leaves half of their width unused. oneDNN does it in one pass over memory, on
-all of them. What comes out is what the plain layers give, to rounding. Everything that is not a plain layer (an
-adapter's, a quantised one, one with hooks), and everything that is not run but recorded, is called as it is.
+On a CPU, `nn.Linear` copies its bias before it adds the product, and gives float32 to MKL, which on processors of
+others than Intel leaves half of their width unused. oneDNN does neither. What comes out is what the plain layers give,
+to rounding. Everything that is no plain layer (an adapter's, a quantised one, one with hooks), and everything that is
+not run but recorded, is called as it is.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
-from transformers.activations import GELUActivation, GELUTanh
 from transformers.utils import output_capturing
 
+
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 _CPU = torch.cpu.get_capabilities()
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and _CPU.get("avx512_f", False)
 _MKL_IS_SLOW = "Intel" not in _CPU.get("cpu_name", "")
-# oneDNN's names for the ways to compute a GELU.
-_GELUS = {GELUActivation: "none", GELUTanh: "tanh"}
 
 
 def dense(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """layer(inputs), (..., D_in) -> (..., D_out)."""
-    if _is_onednns(inputs) and _are_plain(inputs, layer):
-        return _product(inputs, layer.weight, layer.bias)
-    return layer(inputs)
-
-
-def dense_and_gelu(layer: nn.Linear, activation: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """activation(layer(inputs)), (..., D_in) -> (..., D_out); for predictions in one pass, if that is a GELU."""
-    algorithm = _GELUS.get(type(activation))
-    if algorithm and not torch.is_grad_enabled() and _is_onednns(inputs) and _are_plain(inputs, layer, activation):
-        return _pointwise(inputs, layer.weight, layer.bias, "gelu", algorithm)
-    return activation(dense(layer, inputs))
+    product = _fastest_product(inputs)
+    if product is None or not _is_plain(layer, inputs.dtype):
+        return layer(inputs)
+    return product(inputs, layer.weight, layer.bias)
 
 
 def dense_together(layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -50,85 +38,15 @@ def dense_together(layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequenc
 
     In bfloat16 it gains by its size, in training by giving the gradient of `inputs` at once.
     """
-    if not (_is_onednns(inputs) and _are_plain(inputs, *layers)):
+    product = _fastest_product(inputs)
+    if product is None or not all(_is_plain(layer, inputs.dtype) for layer in layers):
         return [layer(inputs) for layer in layers]
     some_have_biases = len({layer.bias is None for layer in layers}) > 1
     if some_have_biases or (not torch.is_grad_enabled() and _precision(inputs) == torch.float32):
-        return [_product(inputs, layer.weight, layer.bias) for layer in layers]
-    weights = tuple(layer.weight for layer in layers)
-    biases = tuple(layer.bias for layer in layers if layer.bias is not None)
-    outputs = _product(inputs, torch.cat(weights), torch.cat(biases) if biases else None)
-    return outputs.split([len(weight) for weight in weights], dim=-1)
-
-
-def _product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """inputs @ weight.T + bias, on a CPU for which there is oneDNN."""
-    precision = _precision(inputs)
-    if precision == torch.float32 and not _MKL_IS_SLOW:
-        return F.linear(inputs, weight, bias)
-    if not torch.is_grad_enabled():
-        return _pointwise(inputs, weight, bias)
-    if precision == torch.float32 and not _CPU["amx_tile"]:
-        return cast("torch.Tensor", _OneDNNProduct.apply(inputs, weight, bias))
-    return F.linear(inputs, weight, bias)
-
-
-def _pointwise(
-    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str = "none", algorithm: str = ""
-) -> torch.Tensor:
-    """oneDNN's product and what follows it, which has no gradient and takes no notice of autocast."""
-    precision = _precision(inputs)
-    return torch.ops.mkldnn._linear_pointwise(
-        inputs.to(precision), weight.to(precision), None if bias is None else bias.to(precision), then, [], algorithm
-    )
-
-
-class _OneDNNProduct(torch.autograd.Function):
-    """A product in float32 whose gradients are oneDNN's products, too."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        ctx.save_for_backward(inputs, weight)
-        return _pointwise(inputs, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs, weight = ctx.saved_tensors
-        gradient, rows = gradient.flatten(0, -2), inputs.flatten(0, -2)
-        wanted = ctx.needs_input_grad
-        with _float32_by_onednn():
-            of_inputs = (gradient @ weight).view(inputs.shape) if wanted[0] else None
-            of_weight = gradient.T @ rows if wanted[1] else None
-        return of_inputs, of_weight, gradient.sum(0) if wanted[2] else None
-
-
-_SWITCHED = threading.Lock()
-_switches = 0
-_before = ""
-
-
-@contextmanager
-def _float32_by_onednn() -> Iterator[None]:
-    """PyTorch gives products in float32 to oneDNN instead of MKL; as it was, once the last thread is done.
-
-    The switch reads "bf16", which oneDNN takes as a permission. It makes use of it with AMX alone: without, the result
-    is that of float32, also in threads that meanwhile compute something else.
-    """
-    global _switches, _before
-    precision = cast("Any", torch.backends.mkldnn).matmul
-    with _SWITCHED:
-        if not _switches:
-            _before, precision.fp32_precision = precision.fp32_precision, "bf16"
-        _switches += 1
-    try:
-        yield
-    finally:
-        with _SWITCHED:
-            _switches -= 1
-            if not _switches:
-                precision.fp32_precision = _before
+        return [product(inputs, layer.weight, layer.bias) for layer in layers]
+    weight = _joined([layer.weight for layer in layers], inputs)
+    bias = None if layers[0].bias is None else _joined([layer.bias for layer in layers], inputs)
+    return product(inputs, weight, bias).split([len(layer.weight) for layer in layers], dim=-1)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -138,34 +56,75 @@ def is_watched(module: nn.Module) -> bool:
     return any(hook.__module__ != output_capturing.__name__ for hook in module._forward_hooks.values())
 
 
+def _fastest_product(inputs: torch.Tensor) -> Product | None:
+    """inputs @ weight.T + bias, (inputs, weight, bias) -> (..., D_out); None where only the layer itself will do."""
+    if not _HAS_ONEDNN or type(inputs) is not torch.Tensor or inputs.device.type != "cpu":
+        return None
+    precision = _precision(inputs)
+    if precision not in (torch.float32, torch.bfloat16) or not torch._C._get_mkldnn_enabled() or _is_recorded():
+        return None
+    if precision == torch.float32 and not _MKL_IS_SLOW:
+        return F.linear
+    if not torch.is_grad_enabled():
+        return _pointwise
+    return _convolution if precision == torch.float32 else F.linear
+
+
 def _precision(inputs: torch.Tensor) -> torch.dtype:
     """In which a dense layer computes on a CPU: autocast's or the inputs' own."""
     casts = torch.is_autocast_enabled("cpu") and inputs.dtype != torch.float64  # which autocast leaves alone
     return torch.get_autocast_dtype("cpu") if casts else inputs.dtype
 
 
-def _is_onednns(inputs: torch.Tensor) -> bool:
-    """Whether oneDNN has these products, and calling it directly is noticed by nobody."""
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    known = inputs.device.type == "cpu" and _precision(inputs) in (torch.float32, torch.bfloat16)
-    return _HAS_ONEDNN and known and not (recorded or transformed)
-
-
-def _are_plain(inputs: torch.Tensor, *modules: nn.Module) -> bool:
-    """Whether modules are what they were built as: dense layers and activations that nothing replaced or watches.
-
-    Parameters of another precision than the inputs are an error of the layer's to tell, unless autocast casts both.
-    """
-    casts = torch.is_autocast_enabled("cpu")
-    return all(
-        type(module) in (nn.Linear, *_GELUS)
-        and "forward" not in module.__dict__  # where accelerate's offloading stands
-        and not is_watched(module)
-        and all(
-            type(parameter) is nn.Parameter and (casts or parameter.dtype == inputs.dtype)
-            for parameter in module._parameters.values()
-            if parameter is not None
-        )
-        for module in modules
+def _is_recorded() -> bool:
+    """Whether calls are written down or transformed (compiled, traced, differentiated forwards) and not just made."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
     )
+
+
+def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether it is what `nn.Linear` built: nothing replaces it, watches it or keeps its parameters in another form.
+
+    Parameters of another precision than the inputs' are an error of the layer's to tell, unless autocast casts both.
+    """
+    if type(layer) is not nn.Linear or "forward" in layer.__dict__ or is_watched(layer):
+        return False  # accelerate's offloading puts a forward there
+    any_precision = torch.is_autocast_enabled("cpu")
+    for parameter in layer._parameters.values():
+        if parameter is not None and (
+            type(parameter) is not nn.Parameter
+            or parameter.layout is not torch.strided
+            or not (any_precision or parameter.dtype == dtype)
+        ):
+            return False
+    return True
+
+
+def _joined(parameters: list[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    """One under the other; without gradients at once in the precision in which they are used."""
+    if torch.is_grad_enabled():
+        return torch.cat(parameters)
+    rows = [len(parameter) for parameter in parameters]
+    joined = parameters[0].new_empty(sum(rows), *parameters[0].shape[1:], dtype=_precision(inputs))
+    for part, parameter in zip(joined.split(rows), parameters):
+        part.copy_(parameter)
+    return joined
+
+
+def _pointwise(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """oneDNN's product, which has no gradient and takes no notice of autocast."""
+    precision = _precision(inputs)
+    weight, bias = weight.to(precision), None if bias is None else bias.to(precision)
+    return torch.ops.mkldnn._linear_pointwise(inputs.to(precision), weight, bias, "none", [], "")
+
+
+def _convolution(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product as a convolution of one pixel, which PyTorch gives to oneDNN, and so the products of its gradient."""
+    pixels = inputs.reshape(1, -1, 1, inputs.shape[-1]).permute(0, 3, 1, 2)  # (1, D_in, rows, 1), channels last
+    outputs = F.conv2d(pixels, weight[..., None, None], bias)
+    return outputs.permute(0, 2, 3, 1).reshape(*inputs.shape[:-1], -1)

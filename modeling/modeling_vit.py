@@ -35,7 +35,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_products import attention_by_products, products_are_faster
 from .checkpoints import fit_to_model, read_checkpoint, split_hub_kwargs
 from .configuration_vit import ViTConfig
-from .dense import dense, dense_and_gelu, dense_together, is_watched
+from .dense import dense, dense_together, is_watched
 from .errors import InputError
 from .geometry import pair
 from .position_embeddings import fit_positions, resize_learned_1d, resize_learned_2d, sincos_2d
@@ -305,7 +305,7 @@ class ViTMLP(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.dropout(dense_and_gelu(self.fc1, self.activation_fn, hidden_states))
+        hidden_states = self.dropout(self.activation_fn(dense(self.fc1, hidden_states)))
         return self.dropout(dense(self.fc2, hidden_states))
 
 

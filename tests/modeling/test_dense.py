@@ -3,12 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
 
 from vitrail.modeling import ViTConfig, ViTForImageClassification
 from vitrail.modeling import dense as kernels
 from vitrail.modeling.attention_products import attention_by_products, products_are_faster
-from vitrail.modeling.dense import dense, dense_and_gelu, dense_together
+from vitrail.modeling.dense import dense, dense_together
 
 
 SHAPES = [(1, 1, 8), (3, 7, 32), (2, 197, 384)]
@@ -17,9 +16,8 @@ TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
 
 @pytest.fixture(params=[False, True], ids=["MKL", "oneDNN"])
 def machine(request, monkeypatch):
-    """A processor on which MKL is fast, and one without AMX on which it is not."""
+    """A processor on which MKL is fast, and one on which it is not."""
     monkeypatch.setattr(kernels, "_MKL_IS_SLOW", request.param)
-    monkeypatch.setattr(kernels, "_CPU", {**kernels._CPU, "amx_tile": False})
 
 
 @pytest.fixture
@@ -27,9 +25,10 @@ def never(monkeypatch):
     """oneDNN is not to be called directly."""
 
     def called(*_):
-        raise AssertionError("the kernel was called")
+        raise AssertionError("a kernel was called")
 
     monkeypatch.setattr(kernels, "_pointwise", called)
+    monkeypatch.setattr(kernels, "_convolution", called)
 
 
 @pytest.fixture
@@ -59,9 +58,6 @@ def test_kernels_compute_what_the_layers_compute(shape, bias, dtype):
             for output, truth in zip(outputs, expected, strict=True):
                 assert output.dtype == dtype
                 assert apart(output, truth) < TOLERANCE[dtype]
-        for name in ("gelu", "gelu_pytorch_tanh", "relu"):
-            output = dense_and_gelu(layers[0], ACT2FN[name], inputs)
-            assert apart(output, ACT2FN[name](expected[0])) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("learned", ["all", "layers", "inputs"])
@@ -73,9 +69,6 @@ def test_gradients_are_those_of_the_layers(autocast, learned):
     layers = nn.ModuleList([nn.Linear(32, width) for width in (8, 24)]).requires_grad_(learned != "inputs")
     leaves = [leaf for leaf in (inputs, *layers.parameters()) if leaf.requires_grad]
     weights = [torch.randn(3, 7, 8), torch.randn(3, 7, 24)]
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    # With AMX, the way for processors without it computes in bfloat16, which is why it is not used there.
-    exact = 1e-2 if torch.cpu.get_capabilities().get("amx_tile", False) and kernels._MKL_IS_SLOW else 1e-6
 
     def gradients(outputs):
         return torch.autograd.grad(sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)), leaves)
@@ -85,20 +78,7 @@ def test_gradients_are_those_of_the_layers(autocast, learned):
         ways = [dense_together(layers, inputs), [dense(layer, inputs) for layer in layers]]
     for outputs in ways:
         for gradient, truth in zip(gradients(outputs), expected, strict=True):
-            assert apart(gradient, truth) < (3e-2 if autocast else exact)
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
-
-
-def test_the_switch_is_undone_by_whoever_is_last():
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    one, other = kernels._float32_by_onednn(), kernels._float32_by_onednn()
-    one.__enter__()
-    other.__enter__()
-    one.__exit__(None, None, None)
-    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
-    with pytest.raises(ValueError, match="mishap"):
-        other.gen.throw(ValueError("mishap"))
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+            assert apart(gradient, truth) < (3e-2 if autocast else 1e-6)
 
 
 class Doubled(nn.Linear):
@@ -123,8 +103,6 @@ def test_what_is_no_plain_layer_is_called():
         for layer in (Doubled(8, 8), hooked, hooked_before, replaced):
             assert torch.equal(dense(layer, inputs), layer(inputs))
             assert torch.equal(dense_together([layer, layer], inputs)[1], layer(inputs))
-            gelu = ACT2FN["gelu"]
-            assert torch.equal(dense_and_gelu(layer, gelu, inputs), gelu(layer(inputs)))
         seen = []
         handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
         layer = nn.Linear(8, 8)
@@ -139,10 +117,8 @@ def test_forward_mode_derivatives():
     """They are taken without gradients, and must not meet a kernel that has no derivative and says nothing."""
     layer, inputs, direction = nn.Linear(8, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
     with torch.no_grad():
-        _, change = torch.func.jvp(
-            lambda inputs: dense_and_gelu(layer, ACT2FN["gelu"], inputs), (inputs,), (direction,)
-        )
-        _, expected = torch.func.jvp(lambda inputs: nn.functional.gelu(layer(inputs)), (inputs,), (direction,))
+        _, change = torch.func.jvp(lambda inputs: dense(layer, inputs), (inputs,), (direction,))
+        _, expected = torch.func.jvp(layer, (inputs,), (direction,))
     assert torch.equal(change, expected)
 
 
@@ -205,14 +181,14 @@ def test_second_derivatives():
         return torch.autograd.grad(gradient.square().sum(), [inputs, *layer.parameters()])
 
     for own, expected in zip(penalty(lambda inputs: dense(layer, inputs)), penalty(layer), strict=True):
-        assert apart(own, expected) < 2e-2  # with AMX the switch of processors without it computes in bfloat16
+        assert apart(own, expected) < 1e-6
 
 
 @pytest.mark.usefixtures("machine")
 def test_precisions_are_those_of_the_layers():
     layer, inputs = nn.Linear(8, 8), torch.randn(2, 5, 8)
     with torch.no_grad(), pytest.raises(RuntimeError, match="dtype"):
-        dense_and_gelu(layer.bfloat16(), ACT2FN["gelu"], inputs)
+        dense(layer.bfloat16(), inputs)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert dense(layer.double(), inputs.double()).dtype == torch.float64
 
