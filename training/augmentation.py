@@ -152,7 +152,7 @@ class TrainingTransform(EvaluationTransform):
             else:
                 crop = read_crop(rows["image"][index], rows["row"][index], channels, choose, self.size)
             crop = crop.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # the memory that is fastest to resize
-            crops.append(self.processor.resize(crop, size, resample))
+            crops.append(self.processor.resize(crop, size, resample)[:channels])
         return torch.stack(crops)
 
     def _varied(self, images: torch.Tensor, draws: "Draws") -> torch.Tensor:

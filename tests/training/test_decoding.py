@@ -70,7 +70,7 @@ def test_pixels_are_those_of_read_image(photograph, name, num_channels):
     assert torch.equal(pixels, expected)
     box = Box(7, 11, 31, 24)
     part = read_crop(image, 0, num_channels, lambda height, width: box, (20, 20))
-    assert torch.equal(part, cut(expected, box))
+    assert torch.equal(part[:num_channels], cut(expected, box))
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if FILES[name][1] == "JPEG"])
@@ -86,7 +86,7 @@ def test_a_part_that_will_be_shrunk_may_come_smaller(photograph, name):
             seen.append((height, width))
             return Box(101, 203, 333, 299)
 
-        part = read_crop(image, 0, 3, choose, size)
+        part = read_crop(image, 0, 3, choose, size)[:3]
         assert seen == [whole.shape[1:]]
         assert part.shape[1] == pytest.approx(333 * least, abs=1)
         assert part.shape[2] == pytest.approx(299 * least, abs=1)
@@ -98,6 +98,14 @@ def test_a_part_that_will_be_shrunk_may_come_smaller(photograph, name):
         error = (ours - theirs).abs().mean()
         assert error < 8  # of 255: its edges are half a reduced pixel away
         assert (ours.flip(-1) - theirs).abs().mean() > 4 * error
+
+
+def test_a_part_of_millions_of_pixels_is_whole():
+    """Pillow has it in several blocks of memory."""
+    image = saved(Image.linear_gradient("L").resize((2500, 2000)).convert("RGB"), "JPEG")
+    box = Box(3, 5, 1990, 2400)
+    part = read_crop(image, 0, 3, lambda height, width: box, None)
+    assert torch.equal(part, cut(expected_pixels(image, 3).permute(2, 0, 1), box))
 
 
 def test_no_part_comes_smaller_than_it_will_be():
