@@ -7,6 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
+from vitrail.cli.imports import garbage_kept
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     """Adds the verb and its flags."""
@@ -39,7 +41,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Prints the metrics as JSON."""
-    from vitrail.training.evaluation import evaluate
+    with garbage_kept():
+        from vitrail.training.evaluation import evaluate
 
     metrics = evaluate(
         arguments.model,

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from vitrail.cli.imports import garbage_kept
+
 
 if TYPE_CHECKING:
     from vitrail.modeling import ViTForImageClassification, ViTImageProcessor, ViTModel
@@ -48,10 +50,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Explains every image that can be; any other is named on stderr, the rest go on, and the exit code is 2."""
-    from tqdm import tqdm
+    with garbage_kept():
+        from tqdm import tqdm
 
-    from vitrail.cli.outputs import output_paths
-    from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor
+        from vitrail.cli.outputs import output_paths
+        from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor
 
     method = arguments.method or ("rollout" if arguments.target is None else "relevance")
     if arguments.target is not None and method not in _OF_A_CLASS:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from vitrail.cli import convert, demo, evaluate, explain, export, predict, push, space, train
+from vitrail.cli.imports import garbage_kept
 
 
 # What is imported only where it is needed, and the extra that brings it.
@@ -44,7 +45,8 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     from tqdm import tqdm
 
     if arguments.verb != "demo":  # whose page is there before transformers is imported
-        from transformers.utils import logging
+        with garbage_kept():
+            from transformers.utils import logging
 
         logging.disable_progress_bar()  # of loading and saving; downloads and training keep theirs
     try:

@@ -8,6 +8,8 @@ import csv
 import sys
 from pathlib import Path
 
+from vitrail.cli.imports import garbage_kept
+
 
 _BATCH = 32
 
@@ -26,10 +28,11 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     A multi-label model says every class of at least one half, each in a line of its own, or else the likeliest.
     """
-    import torch
-    from tqdm import tqdm
+    with garbage_kept():
+        import torch
+        from tqdm import tqdm
 
-    from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor, read_image
+        from vitrail.modeling import InputError, ViTForImageClassification, ViTImageProcessor, read_image
 
     if arguments.output and arguments.output.suffix not in (".csv", ".parquet"):
         raise InputError(f"--output {arguments.output} must end in .csv or .parquet.")

@@ -8,6 +8,8 @@ import shutil
 import sys
 from typing import Any
 
+from vitrail.cli.imports import garbage_kept
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     """Adds the verb; its flags are those of `vitrail.training`, which parses them itself."""
@@ -20,11 +22,12 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     The exit code is 1 when all that has failed is `--push_to_hub`.
     """
-    from tqdm import tqdm
+    with garbage_kept():
+        from tqdm import tqdm
 
-    from vitrail.publishing import Published, PublishingError
-    from vitrail.training import train
-    from vitrail.training.interruption import Interrupted
+        from vitrail.publishing import Published, PublishingError
+        from vitrail.training import train
+        from vitrail.training.interruption import Interrupted
 
     try:
         result = train(rest)
