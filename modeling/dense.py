@@ -50,18 +50,21 @@ def dense_together(layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequenc
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a hook sees what goes in and comes out, other than those by which transformers collects outputs."""
-    if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks or _has_any_global_hook():
+    """Whether something sees what goes in and comes out: a hook, other than those by which transformers collects
+    outputs, or a `forward` in place of the class's, as accelerate's offloading has.
+    """
+    hooks = module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    if hooks or "forward" in module.__dict__ or _has_any_global_hook():
         return True
     return any(hook.__module__ != output_capturing.__name__ for hook in module._forward_hooks.values())
 
 
 def _fastest_product(inputs: torch.Tensor) -> Product | None:
     """inputs @ weight.T + bias, (inputs, weight, bias) -> (..., D_out); None where only the layer itself will do."""
-    if not _HAS_ONEDNN or type(inputs) is not torch.Tensor or inputs.device.type != "cpu":
+    if not _HAS_ONEDNN or _is_recorded() or type(inputs) is not torch.Tensor or inputs.device.type != "cpu":
         return None
     precision = _precision(inputs)
-    if precision not in (torch.float32, torch.bfloat16) or not torch._C._get_mkldnn_enabled() or _is_recorded():
+    if precision not in (torch.float32, torch.bfloat16) or not torch._C._get_mkldnn_enabled():
         return None
     if precision == torch.float32 and not _MKL_IS_SLOW:
         return F.linear
@@ -92,8 +95,8 @@ def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
 
     Parameters of another precision than the inputs' are an error of the layer's to tell, unless autocast casts both.
     """
-    if type(layer) is not nn.Linear or "forward" in layer.__dict__ or is_watched(layer):
-        return False  # accelerate's offloading puts a forward there
+    if type(layer) is not nn.Linear or is_watched(layer):
+        return False
     any_precision = torch.is_autocast_enabled("cpu")
     for parameter in layer._parameters.values():
         if parameter is not None and (

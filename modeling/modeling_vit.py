@@ -573,10 +573,12 @@ class ViTModel(ViTPreTrainedModel):
             are, then the patches, which where they were merged have the same features; `pooler_output` (B, D), the
             image representation y: the class token, the patches' mean or their attention pooling.
 
-
         Raises:
-            InputError: the images have other channels or another size than the model reads.
+            InputError: the images have other channels or another size than the model reads, or `num_tokens` leaves out
+                patches that are pooled or merged.
         """
+        if num_tokens is not None and (self.config.pooling != "token" or self.config.merged_tokens_per_layer):
+            raise InputError("This model pools or merges its patches, so that num_tokens cannot leave any out.")
         grid_shape = self._grid_shape(pixel_values, interpolate_pos_encoding)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states, positions = self.embeddings(pixel_values, grid_shape, patch_corruption)
@@ -699,7 +701,8 @@ class ViTForImageClassification(ViTPreTrainedModel):
         Raises:
             InputError: the images have other channels or another size than the model reads.
         """
-        outputs = self.vit(pixel_values, num_tokens=self._num_tokens_read(kwargs), **kwargs)
+        kwargs.setdefault("num_tokens", self._num_tokens_read(kwargs))
+        outputs = self.vit(pixel_values, **kwargs)
         logits = self.classifier(self.features(outputs))
         if self.distillation_classifier is not None:  # "Training data-efficient image transformers", Section 4
             logits = (logits + self.distillation_classifier(outputs.last_hidden_state[:, 1])) / 2

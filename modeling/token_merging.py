@@ -8,6 +8,7 @@ says where each has gone, so that merging is a sum by index, and undoing it a lo
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -84,7 +85,8 @@ def match(key: torch.Tensor, pairs: int, prefix: int) -> torch.Tensor:
     Returns:
         (B, t) int64, where among the t - r tokens that are left each token goes.
     """
-    with torch.autocast(key.device.type, enabled=False):  # bfloat16 cannot tell the likest apart
+    casts = torch.amp.is_autocast_available(key.device.type)  # and bfloat16 cannot tell the likest apart
+    with torch.autocast(key.device.type, enabled=False) if casts else nullcontext():
         directions = F.normalize(key.float().mean(1)[:, prefix:], dim=-1)
         b, a = directions[:, ::2], directions[:, 1::2]
         similarity, nearest = (a @ b.transpose(1, 2)).max(dim=-1)  # (B, |A|)
@@ -92,10 +94,11 @@ def match(key: torch.Tensor, pairs: int, prefix: int) -> torch.Tensor:
     merges = torch.zeros_like(similarity, dtype=torch.bool).scatter(1, likest, True)
     first_of_b = prefix + a.shape[1] - pairs
     place_of_a = torch.where(merges, first_of_b + nearest, prefix + (~merges).cumsum(1) - 1)
-    places = torch.arange(key.shape[2], device=key.device).repeat(key.shape[0], 1)
-    places[:, prefix::2] = first_of_b + torch.arange(b.shape[1], device=key.device)
-    places[:, prefix + 1 :: 2] = place_of_a
-    return places
+    place_of_b = (first_of_b + torch.arange(b.shape[1], device=key.device)).expand(len(key), -1)
+    before = torch.arange(prefix, device=key.device).expand(len(key), -1)
+    patches = torch.arange(key.shape[2] - prefix, device=key.device)
+    alternating = patches // 2 + patches % 2 * b.shape[1]
+    return torch.cat((before, torch.cat((place_of_b, place_of_a), 1).index_select(1, alternating)), 1)
 
 
 def sum_by_place(tokens: torch.Tensor, place: torch.Tensor, count: int) -> torch.Tensor:

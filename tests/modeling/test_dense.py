@@ -3,11 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from vitrail.modeling import ViTConfig, ViTForImageClassification
+from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification
 from vitrail.modeling import dense as kernels
 from vitrail.modeling.attention_products import attention_by_products, products_are_faster
 from vitrail.modeling.dense import dense, dense_together
+from vitrail.modeling.modeling_vit import ViTMLP
 
 
 SHAPES = [(1, 1, 8), (3, 7, 32), (2, 197, 384)]
@@ -141,6 +143,9 @@ def test_watched_layers_are_those_of_every_token(pixels):
     model(pixels)
     handle.remove()
     assert seen[0].shape[1] == model.config.sequence_length
+    replaced, replaced.forward = model.vit.layers[-1].attention, model.vit.layers[-1].attention.forward
+    assert model._num_tokens_read({}) is None
+    del replaced.forward
     assert model._num_tokens_read({}) == 1
     model(pixels, output_hidden_states=True)  # transformers leaves hooks of its own
     assert model._num_tokens_read({}) == 1
@@ -198,3 +203,27 @@ def test_layers_of_which_some_have_biases():
     layers, inputs = [nn.Linear(8, 8), nn.Linear(8, 8, bias=False)], torch.randn(2, 5, 8)
     for own, layer in zip(dense_together(layers, inputs), layers, strict=True):
         assert apart(own, layer(inputs)) < 1e-6
+
+
+def test_more_tokens_can_be_asked_for_but_no_patch_left_out_that_is_read(any_model, pixels):
+    if any_model.config.pooling == "token":
+        assert any_model(pixels, num_tokens=3, output_hidden_states=True).logits.shape == any_model(pixels).logits.shape
+    else:
+        with pytest.raises(InputError, match="num_tokens"):
+            any_model(pixels, num_tokens=3)
+
+
+@pytest.mark.usefixtures("machine", "never")
+def test_what_is_recorded_or_forbidden_is_called(monkeypatch):
+    """By FX and dispatch modes, with oneDNN switched off, and of weights that are not dense."""
+    layer, inputs = nn.Linear(8, 8), torch.randn(2, 5, 8)
+    sparse = nn.Linear(8, 8)
+    sparse.weight = nn.Parameter(sparse.weight.detach().to_sparse())
+    with torch.no_grad():
+        assert "fc1" in str(torch.fx.symbolic_trace(ViTMLP(ViTConfig())).graph)
+        with FlopCounterMode(display=False) as counter:
+            dense(layer, inputs)
+        assert counter.get_total_flops() == 2 * 10 * 8 * 8
+        dense(sparse, inputs)
+        monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)  # as `torch.backends.mkldnn.flags` sets it
+        dense(layer, inputs)

@@ -291,3 +291,14 @@ def merged_input(model, pixels):
     tokens, merged = model.vit.layers[0](tokens, pairs_to_merge=3)
     model.config._attn_implementation_internal = asked
     return tokens, None, merged
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop because:UserWarning")  # of fused attention under vmap
+def test_transforms_of_functions_and_shapes_alone(make, pixels):
+    """vmap cannot write into a part of a tensor, and the meta device has no autocast."""
+    model = make(merged_tokens_per_layer=3)
+    parameters = {name: torch.stack([value, value]) for name, value in model.named_parameters()}
+    with torch.no_grad():
+        logits = torch.func.vmap(lambda own: torch.func.functional_call(model, own, (pixels,)).logits)(parameters)
+        torch.testing.assert_close(logits[1], model(pixels).logits)
+        assert copy.deepcopy(model).to("meta")(pixels.to("meta")).logits.shape == logits.shape[1:]
