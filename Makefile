@@ -32,14 +32,15 @@ demo: $(STAMP)
 	$(BIN)/vitrail demo --model $(MODEL)
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/forward.py --variants S/16 --rounds 5
-	$(BIN)/python benchmarks/forward.py --variants B/16 --batches 1 --ways fp32 bf16 --rounds 5 --name forward-b16
+	$(BIN)/python benchmarks/forward.py --variants S/16 --batches 1 --rounds 9 --name forward-s16-1
+	$(BIN)/python benchmarks/forward.py --variants S/16 --batches 16 --ways fp32 fp32-switched bf16 --rounds 5 --name forward-s16-16
+	$(BIN)/python benchmarks/forward.py --variants B/16 --batches 1 --ways fp32 bf16 --rounds 5 --name forward-b16-1
 	$(BIN)/python benchmarks/train_step.py --rounds 3
-	$(BIN)/python benchmarks/input_pipeline.py --rounds 9
-	$(BIN)/python benchmarks/rollout.py --rounds 3
-	$(BIN)/python benchmarks/startup.py --rounds 3
+	$(BIN)/python benchmarks/input_pipeline.py --rounds 15
+	$(BIN)/python benchmarks/rollout.py --rounds 2
+	$(BIN)/python benchmarks/startup.py --rounds 2
 	$(BIN)/python benchmarks/scaling.py --rounds 2
-	$(BIN)/python benchmarks/trainer.py --epochs 1
+	$(BIN)/python benchmarks/trainer.py --images 8000 --epochs 1
 
 # Type checkers cannot see through an editable installation, so they get an ordinary one.
 check: $(STAMP)

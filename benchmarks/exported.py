@@ -33,8 +33,10 @@ def in_torch(folder: Path, dtype: torch.dtype) -> Way:
 
 
 def in_onnx_runtime(folder: Path) -> Way:
-    """The exported file, with the session's defaults."""
-    session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
+    """The exported file; its threads would by default wait in a busy loop, through the turns of the others."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(folder / ONNX_FILE, options, providers=["CPUExecutionProvider"])
     return lambda pixels: torch.from_numpy(session.run(["logits"], {"pixel_values": pixels.numpy()})[0])
 
 

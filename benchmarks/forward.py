@@ -45,6 +45,8 @@ def in_onnx_runtime(model: nn.Module, pixels: torch.Tensor) -> Callable[[torch.T
     program.save(file)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Its threads would otherwise wait for the next image in a busy loop, through the turns of the others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda pixels: torch.from_numpy(np.asarray(session.run(None, {name: pixels.numpy()})[0]))

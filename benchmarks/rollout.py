@@ -18,7 +18,7 @@ from vitrail.inspection import attention_rollout
 from vitrail.modeling import ViTConfig, ViTForImageClassification
 
 
-BATCHES = {False: (1, 8), True: (1, 4)}  # of small images and of large ones
+BATCHES = {False: (1, 8), True: (1,)}  # of small images and of large ones
 WAYS = ["predict", "rollout", "usual"]
 
 

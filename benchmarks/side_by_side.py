@@ -73,7 +73,7 @@ def peak_memory(build: Callable[..., Callable[[], object]], *arguments: object) 
 
     It runs in a process of its own: the high-water mark of Linux, or on a GPU that of PyTorch's allocator.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:  # has imported all
         return pool.apply(_peak, (build, arguments))
 
 
