@@ -73,7 +73,9 @@ def peak_memory(build: Callable[..., Callable[[], object]], *arguments: object) 
 
     It runs in a process of its own: the high-water mark of Linux, or on a GPU that of PyTorch's allocator.
     """
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:  # has imported all
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vitrail.modeling", "timm", "vit_pytorch"])
+    with context.Pool(1) as pool:
         return pool.apply(_peak, (build, arguments))
 
 

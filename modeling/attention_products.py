@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 
-_HAS_AMX = torch.cpu.get_capabilities().get("amx_tile", False)
+_HAS_AMX = getattr(torch.cpu, "get_capabilities", dict)().get("amx_tile", False)
 # Of more tokens the attention matrices cost more memory than they save time.
 _MOST_TOKENS = 600
 

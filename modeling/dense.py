@@ -9,6 +9,7 @@ not run but recorded, is called as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,15 +21,15 @@ from transformers.utils import output_capturing
 
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
-_CPU = torch.cpu.get_capabilities()
+_CPU = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.11 cannot say, and gets the plain layers
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and _CPU.get("avx512_f", False)
-_MKL_IS_SLOW = "Intel" not in _CPU.get("cpu_name", "")
+_MKL_IS_SLOW = "Intel" not in _CPU.get("cpu_name", "Intel")
 
 
 def dense(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """layer(inputs), (..., D_in) -> (..., D_out)."""
     product = _fastest_product(inputs)
-    if product is None or not _is_plain(layer, inputs.dtype):
+    if product is None or not _is_plain(layer, inputs):
         return layer(inputs)
     return product(inputs, layer.weight, layer.bias)
 
@@ -39,7 +40,7 @@ def dense_together(layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequenc
     In bfloat16 it gains by its size, in training by giving the gradient of `inputs` at once.
     """
     product = _fastest_product(inputs)
-    if product is None or not all(_is_plain(layer, inputs.dtype) for layer in layers):
+    if product is None or not all(_is_plain(layer, inputs) for layer in layers):
         return [layer(inputs) for layer in layers]
     some_have_biases = len({layer.bias is None for layer in layers}) > 1
     if some_have_biases or (not torch.is_grad_enabled() and _precision(inputs) == torch.float32):
@@ -64,13 +65,14 @@ def _fastest_product(inputs: torch.Tensor) -> Product | None:
     if not _HAS_ONEDNN or _is_recorded() or type(inputs) is not torch.Tensor or inputs.device.type != "cpu":
         return None
     precision = _precision(inputs)
-    if precision not in (torch.float32, torch.bfloat16) or not torch._C._get_mkldnn_enabled():
+    known = precision in (torch.float32, torch.bfloat16) and inputs.numel() > 0
+    if not known or not torch._C._get_mkldnn_enabled():
         return None
     if precision == torch.float32 and not _MKL_IS_SLOW:
         return F.linear
     if not torch.is_grad_enabled():
         return _pointwise
-    return _convolution if precision == torch.float32 else F.linear
+    return _convolution if precision == torch.float32 and _convolutions_are_as_precise() else F.linear
 
 
 def _precision(inputs: torch.Tensor) -> torch.dtype:
@@ -90,19 +92,27 @@ def _is_recorded() -> bool:
     )
 
 
-def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
+def _convolutions_are_as_precise() -> bool:
+    """Whether the user lets convolutions in float32 be computed just as products of matrices are."""
+    onednn: Any = torch.backends.mkldnn
+    return onednn.conv.fp32_precision == onednn.matmul.fp32_precision
+
+
+def _is_plain(layer: nn.Module, inputs: torch.Tensor) -> bool:
     """Whether it is what `nn.Linear` built: nothing replaces it, watches it or keeps its parameters in another form.
 
-    Parameters of another precision than the inputs' are an error of the layer's to tell, unless autocast casts both.
+    Parameters on another device or of another precision than the inputs are an error of the layer's to tell, unless
+    autocast casts both.
     """
-    if type(layer) is not nn.Linear or is_watched(layer):
+    if type(layer) is not nn.Linear or is_watched(layer) or layer._parameters.keys() != {"weight", "bias"}:
         return False
     any_precision = torch.is_autocast_enabled("cpu")
     for parameter in layer._parameters.values():
         if parameter is not None and (
             type(parameter) is not nn.Parameter
             or parameter.layout is not torch.strided
-            or not (any_precision or parameter.dtype == dtype)
+            or parameter.device != inputs.device
+            or not (any_precision or parameter.dtype == inputs.dtype)
         ):
             return False
     return True

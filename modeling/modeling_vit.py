@@ -236,7 +236,7 @@ class ViTAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         query, key, value = (
-            projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, k, T, D/k)
+            projected.unflatten(-1, (projected.shape[-1] // self.head_dim, self.head_dim)).transpose(1, 2)
             for projected in self._projected(hidden_states, num_queries)
         )
         bias = None
@@ -564,7 +564,8 @@ class ViTModel(ViTPreTrainedModel):
             patch_corruption: maps the embedded patches, (B, N, D), before the class token and positions join them.
             recompute: whether the backward pass runs every layer again, from its input, instead of keeping what is
                 inside it; gradient checkpointing that also works in evaluation.
-            num_tokens: of how many tokens, counted from the first, the last layer is computed; by default of all.
+            num_tokens: of how many tokens, counted from the first, the last layer is computed: of those before the
+                patches at least, and of no more than there are; by default of all.
             kwargs: `output_hidden_states`; `output_attentions` with `attn_implementation="eager"`; both have the tokens
                 that the layers have, fewer and fewer where they are merged.
 
@@ -575,10 +576,10 @@ class ViTModel(ViTPreTrainedModel):
 
         Raises:
             InputError: the images have other channels or another size than the model reads, or `num_tokens` leaves out
-                patches that are pooled or merged.
+                what is read: a token before the patches, or patches that are pooled or merged.
         """
-        if num_tokens is not None and (self.config.pooling != "token" or self.config.merged_tokens_per_layer):
-            raise InputError("This model pools or merges its patches, so that num_tokens cannot leave any out.")
+        if num_tokens is not None:
+            self._check_num_tokens(num_tokens)
         grid_shape = self._grid_shape(pixel_values, interpolate_pos_encoding)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states, positions = self.embeddings(pixel_values, grid_shape, patch_corruption)
@@ -611,6 +612,14 @@ class ViTModel(ViTPreTrainedModel):
             pooled = patches.mean(dim=1)
             return self.layernorm(pooled) if self.config.pool_before_norm else pooled
         return hidden_states[:, 0]  # Eq. 4: y = LN(z_L^0)
+
+    def _check_num_tokens(self, num_tokens: int) -> None:
+        if self.config.pooling != "token" or self.config.merged_tokens_per_layer:
+            raise InputError("This model pools or merges its patches, so that num_tokens cannot leave any out.")
+        if num_tokens < self.config.num_prefix_tokens:
+            raise InputError(
+                f"num_tokens is {num_tokens}, but {self.config.num_prefix_tokens} tokens before the patches are read."
+            )
 
     def _grid_shape(self, pixel_values: torch.Tensor, interpolate: bool | None) -> tuple[int, int]:
         config = self.config

@@ -134,7 +134,8 @@ def _pixels(picture: Image.Image, num_channels: int) -> torch.Tensor:
 
 def _shared(picture: Image.Image, num_channels: int) -> torch.Tensor:
     """`_pixels` of an upright picture; of RGB the memory that Pillow has it in, four bytes a pixel, uncopied."""
-    if picture.mode == "RGB" and num_channels == 3:
+    padded = picture.width * 4 % Image.core.get_alignment()  # which is 1, unless PILLOW_ALIGNMENT says otherwise
+    if picture.mode == "RGB" and num_channels == 3 and not padded:
         with suppress(ValueError):  # of more than four million pixels, which are not all in one block
             memory = torch.from_dlpack(pyarrow.array(picture).flatten())
             return memory.view(picture.height, picture.width, 4).permute(2, 0, 1)

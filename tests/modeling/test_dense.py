@@ -19,6 +19,9 @@ TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
 @pytest.fixture(params=[False, True], ids=["MKL", "oneDNN"])
 def machine(request, monkeypatch):
     """A processor on which MKL is fast, and one on which it is not."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("PyTorch has no oneDNN here")
+    monkeypatch.setattr(kernels, "_HAS_ONEDNN", True)
     monkeypatch.setattr(kernels, "_MKL_IS_SLOW", request.param)
 
 
@@ -118,7 +121,7 @@ def test_what_is_no_plain_layer_is_called():
 def test_forward_mode_derivatives():
     """They are taken without gradients, and must not meet a kernel that has no derivative and says nothing."""
     layer, inputs, direction = nn.Linear(8, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         _, change = torch.func.jvp(lambda inputs: dense(layer, inputs), (inputs,), (direction,))
         _, expected = torch.func.jvp(layer, (inputs,), (direction,))
     assert torch.equal(change, expected)
@@ -205,12 +208,43 @@ def test_layers_of_which_some_have_biases():
         assert apart(own, layer(inputs)) < 1e-6
 
 
-def test_more_tokens_can_be_asked_for_but_no_patch_left_out_that_is_read(any_model, pixels):
+def test_more_tokens_can_be_asked_for_but_none_left_out_that_is_read(any_model, pixels):
     if any_model.config.pooling == "token":
-        assert any_model(pixels, num_tokens=3, output_hidden_states=True).logits.shape == any_model(pixels).logits.shape
+        assert any_model(pixels, num_tokens=5, output_hidden_states=True).logits.shape == any_model(pixels).logits.shape
+        with pytest.raises(InputError, match="num_tokens is 0"):
+            any_model(pixels, num_tokens=0)
     else:
         with pytest.raises(InputError, match="num_tokens"):
             any_model(pixels, num_tokens=3)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 8), (2, 0, 8), (8,)])
+@pytest.mark.usefixtures("machine")
+def test_no_rows_and_no_batch(shape):
+    layer, inputs = nn.Linear(8, 8), torch.randn(shape)
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            assert torch.allclose(dense(layer, inputs), layer(inputs), atol=1e-6)
+    assert dense_together([layer, layer], inputs)[1].shape == shape
+
+
+@pytest.mark.usefixtures("machine")
+def test_weights_elsewhere_are_an_error():
+    """Those of a model that is not all loaded; a kernel would compute with whatever lies at address 0."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.raises((RuntimeError, NotImplementedError)):
+        dense(nn.Linear(8, 8, device="meta"), torch.randn(2, 8))
+
+
+def test_convolutions_are_used_only_where_they_are_as_precise(monkeypatch):
+    monkeypatch.setattr(kernels, "_HAS_ONEDNN", True)
+    monkeypatch.setattr(kernels, "_MKL_IS_SLOW", True)
+    inputs = torch.randn(2, 8, requires_grad=True)
+    assert kernels._fastest_product(inputs) is kernels._convolution
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    try:
+        assert kernels._fastest_product(inputs) is nn.functional.linear
+    finally:
+        torch.backends.mkldnn.conv.fp32_precision = "none"
 
 
 @pytest.mark.usefixtures("machine", "never")
@@ -221,7 +255,7 @@ def test_what_is_recorded_or_forbidden_is_called(monkeypatch):
     sparse.weight = nn.Parameter(sparse.weight.detach().to_sparse())
     with torch.no_grad():
         assert "fc1" in str(torch.fx.symbolic_trace(ViTMLP(ViTConfig())).graph)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
             dense(layer, inputs)
         assert counter.get_total_flops() == 2 * 10 * 8 * 8
         dense(sparse, inputs)
