@@ -94,8 +94,8 @@ def match(key: torch.Tensor, pairs: int, prefix: int) -> torch.Tensor:
     merges = torch.zeros_like(similarity, dtype=torch.bool).scatter(1, likest, True)
     first_of_b = prefix + a.shape[1] - pairs
     place_of_a = torch.where(merges, first_of_b + nearest, prefix + (~merges).cumsum(1) - 1)
-    place_of_b = (first_of_b + torch.arange(b.shape[1], device=key.device)).expand(len(key), -1)
-    before = torch.arange(prefix, device=key.device).expand(len(key), -1)
+    place_of_b = (first_of_b + torch.arange(b.shape[1], device=key.device)).expand(key.shape[0], -1)
+    before = torch.arange(prefix, device=key.device).expand(key.shape[0], -1)
     patches = torch.arange(key.shape[2] - prefix, device=key.device)
     alternating = patches // 2 + patches % 2 * b.shape[1]
     return torch.cat((before, torch.cat((place_of_b, place_of_a), 1).index_select(1, alternating)), 1)

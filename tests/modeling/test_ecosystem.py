@@ -229,7 +229,8 @@ def test_weights_may_lie_on_disk(any_model, pixels, tmp_path):
     memory = {"cpu": any_model.get_memory_footprint() // 2}
     offloaded = load(tmp_path, device_map="auto", max_memory=memory, offload_folder=tmp_path / "offloaded")
     assert "disk" in offloaded.hf_device_map.values()
-    assert torch.equal(offloaded(pixels).logits, any_model(pixels).logits)
+    # What is offloaded has a forward that sees all tokens, so that the last layer is computed of all of them.
+    torch.testing.assert_close(offloaded(pixels).logits, any_model(pixels).logits, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.filterwarnings("default")  # flex_attention compiles itself, and the compiler warns of its own code
