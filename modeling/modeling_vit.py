@@ -235,7 +235,7 @@ class ViTAttention(nn.Module):
         num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        query, key, value = (
+        query, key, value = (  # each (B, k, T, D/k)
             projected.unflatten(-1, (projected.shape[-1] // self.head_dim, self.head_dim)).transpose(1, 2)
             for projected in self._projected(hidden_states, num_queries)
         )
@@ -708,7 +708,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
             model, the mean of every class's binary one.
 
         Raises:
-            InputError: the images have other channels or another size than the model reads.
+            InputError: as `ViTModel.forward`.
         """
         kwargs.setdefault("num_tokens", self._num_tokens_read(kwargs))
         outputs = self.vit(pixel_values, **kwargs)

@@ -146,7 +146,8 @@ def test_watched_layers_are_those_of_every_token(pixels):
     model(pixels)
     handle.remove()
     assert seen[0].shape[1] == model.config.sequence_length
-    replaced, replaced.forward = model.vit.layers[-1].attention, model.vit.layers[-1].attention.forward
+    replaced = model.vit.layers[-1].attention
+    replaced.forward = replaced.forward
     assert model._num_tokens_read({}) is None
     del replaced.forward
     assert model._num_tokens_read({}) == 1
@@ -231,7 +232,7 @@ def test_no_rows_and_no_batch(shape):
 @pytest.mark.usefixtures("machine")
 def test_weights_elsewhere_are_an_error():
     """Those of a model that is not all loaded; a kernel would compute with whatever lies at address 0."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.raises((RuntimeError, NotImplementedError)):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError):
         dense(nn.Linear(8, 8, device="meta"), torch.randn(2, 8))
 
 
