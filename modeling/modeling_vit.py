@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_products import attention_by_products, products_are_faster
@@ -37,7 +37,9 @@ from .checkpoints import fit_to_model, read_checkpoint, split_hub_kwargs
 from .configuration_vit import ViTConfig
 from .dense import dense, dense_together, is_watched
 from .errors import InputError
+from .fast_path import Kinds, fast_path_is_open, run_fast_path
 from .geometry import pair
+from .observed_attention import AttentionObserver, ObservedAttention
 from .position_embeddings import fit_positions, resize_learned_1d, resize_learned_2d, sincos_2d
 from .resnet import ResidualGroupNorm, ResNet
 from .token_merging import MergedTokens, merge_tokens
@@ -47,32 +49,6 @@ from .transformers_checkpoints import from_transformers
 logger = logging.getLogger(__name__)
 
 
-class ObservedAttention(NamedTuple):
-    """What one attention took and gave, whatever computed it: A = softmax(scaling q k^T + bias), output = A v.
-
-    A layer's has T queries and T keys; attention pooling's has one learned query and the N patches as keys.
-
-    Attributes:
-        query: (B, k, T, D/k).
-        key: (B, k, T, D/k).
-        scaling: of their products.
-        bias: (B, k, T, T) with relative position embeddings, (B, 1, 1, T) where tokens were merged, else None.
-        value: (B, k, T, D/k).
-        output: (B, T, k, D/k), before the heads are joined; of the last layer only what the head reads, if it reads
-            only tokens before the patches.
-        merged: which of the image's tokens these T are made of; None where nothing was merged.
-    """
-
-    query: torch.Tensor
-    key: torch.Tensor
-    scaling: float
-    bias: torch.Tensor | None
-    value: torch.Tensor
-    output: torch.Tensor
-    merged: MergedTokens | None = None
-
-
-AttentionObserver = Callable[[ObservedAttention], None]
 PatchCorruption = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -541,7 +517,6 @@ class ViTModel(ViTPreTrainedModel):
             self._no_split_modules = [*(self._no_split_modules or ()), "ViTAttentionPooling"]
         self.post_init()
 
-    @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
@@ -583,26 +558,45 @@ class ViTModel(ViTPreTrainedModel):
         grid_shape = self._grid_shape(pixel_values, interpolate_pos_encoding)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states, positions = self.embeddings(pixel_values, grid_shape, patch_corruption)
+        pairs_to_merge = self.config.pairs_to_merge()
         merged: MergedTokens | None = None
-        each_layer = zip(self.layers, positions, self.config.pairs_to_merge())
-        for index, (layer, position_embeddings, pairs) in enumerate(each_layer):
-            run = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
-            output = run(
-                hidden_states,
-                position_embeddings=position_embeddings,
-                merged=merged,
-                pairs_to_merge=pairs,
-                num_queries=num_tokens if index == len(self.layers) - 1 else None,
-                attention_observer=attention_observer,
-                **kwargs,
+        if self._takes_fast_path(hidden_states, positions, kwargs):
+            hidden_states, merged = run_fast_path(
+                self.layers, hidden_states, pairs_to_merge, num_tokens, attention_observer
             )
-            hidden_states, merged = output if isinstance(output, tuple) else (output, None)
+        else:
+            each_layer = zip(self.layers, positions, pairs_to_merge)
+            for index, (layer, position_embeddings, pairs) in enumerate(each_layer):
+                run = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
+                output = run(
+                    hidden_states,
+                    position_embeddings=position_embeddings,
+                    merged=merged,
+                    pairs_to_merge=pairs,
+                    num_queries=num_tokens if index == len(self.layers) - 1 else None,
+                    attention_observer=attention_observer,
+                    **kwargs,
+                )
+                hidden_states, merged = output if isinstance(output, tuple) else (output, None)
         if not self.config.pool_before_norm:
             hidden_states = self.layernorm(hidden_states)
         if merged is not None:
             hidden_states = merged.unmerged(hidden_states)
         pooled = self._pool(hidden_states, attention_observer)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+    def _takes_fast_path(
+        self, hidden_states: torch.Tensor, positions: list[torch.Tensor | None], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether the layers are as they stand here, and nothing but their output is asked for."""
+        implementation = self.config._attn_implementation or "eager"
+        return (
+            ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward) is sdpa_attention_forward
+            and all(position_embeddings is None for position_embeddings in positions)
+            and not _outputs_asked_for(self.config, kwargs)
+            and all(value is None or value is False for value in kwargs.values())
+            and fast_path_is_open(self.layers, hidden_states, Kinds(ViTLayer, ViTAttention, ViTMLP, ViTDropPath))
+        )
 
     def _pool(self, hidden_states: torch.Tensor, attention_observer: AttentionObserver | None) -> torch.Tensor:
         patches = hidden_states[:, self.config.num_prefix_tokens :]
@@ -727,13 +721,12 @@ class ViTForImageClassification(ViTPreTrainedModel):
 
         What is asked for in a call, and what watches a module, sees all tokens, as in any other layer.
         """
-        asked_for = ("output_hidden_states", "output_attentions")
         if (
             self.config.pooling != "token"
             or self.config.position_embedding == "relative"
             or self.config.merged_tokens_per_layer
-            or any(kwargs.get(name, getattr(self.config, name)) for name in asked_for)
-            or any(is_watched(module) for module in (self.vit, self.vit.layernorm, *self.vit.layers[-1].modules()))
+            or _outputs_asked_for(self.config, kwargs)
+            or is_watched(self.vit, self.vit.layernorm, *self.vit.layers[-1].modules())
         ):
             return None
         return self.config.num_prefix_tokens
@@ -747,6 +740,11 @@ class ViTForImageClassification(ViTPreTrainedModel):
         if self.config.is_multi_label:
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         return F.cross_entropy(logits, labels)
+
+
+def _outputs_asked_for(config: ViTConfig, kwargs: dict[str, Any]) -> bool:
+    """Whether a call is to return what lies between the layers."""
+    return any(kwargs.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
 
 
 class ViTBackbone(BackboneMixin, ViTPreTrainedModel):

@@ -1,0 +1,189 @@
+"""The encoder's layers once more, for predictions: Eq. 2 and 3 on bare tensors and in place.
+
+A prediction needs nothing that lies between its layers. So the residual stream and the MLP's activation are changed
+where they are: a batch otherwise spends up to a quarter of its time on getting fresh memory from the system. What does
+not change between layers is found out once, not in every call of a module. And on a CPU the products go straight to
+oneDNN where PyTorch's way to it copies biases first, or leads to MKL on processors on which that is slow.
+
+What comes out is what the layers themselves give. Where anything is not as `ViTLayer` built it (adapters, hooks,
+quantised weights, another attention, ...), and where calls are not made but recorded, `fast_path_is_open` says no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
+from transformers.activations import GELUActivation
+
+from .attention_products import attention_by_products, products_are_faster
+from .dense import HAS_ONEDNN, MKL_IS_SLOW, are_calls_recorded, is_plain, is_watched, precision_of
+from .observed_attention import AttentionObserver, ObservedAttention
+from .token_merging import MergedTokens, merge_tokens
+
+
+class Kinds(NamedTuple):
+    """The classes whose equations stand here: of a layer and of what is in it."""
+
+    layer: type[nn.Module]
+    attention: type[nn.Module]
+    mlp: type[nn.Module]
+    drop_path: type[nn.Module]
+
+
+def fast_path_is_open(layers: Iterable[nn.Module], hidden_states: torch.Tensor, kinds: Kinds) -> bool:
+    """Whether `run_fast_path` gives what calling the layers, one after the other, gives."""
+    if torch.is_grad_enabled() or are_calls_recorded() or _has_any_global_hook():
+        return False
+    if type(hidden_states) is not torch.Tensor or hidden_states.numel() == 0:
+        return False
+    return all(_is_as_built(layer, kinds, hidden_states) for layer in layers)
+
+
+def run_fast_path(
+    layers: Sequence[Any],
+    hidden_states: torch.Tensor,
+    pairs_to_merge: Sequence[int],
+    num_queries: int | None = None,
+    observer: AttentionObserver | None = None,
+) -> tuple[torch.Tensor, MergedTokens | None]:
+    """The layers' output, (B, T, D), and which tokens were merged, where any were.
+
+    Args:
+        layers: of type `ViTLayer`.
+        hidden_states: (B, T, D); it stays as it is.
+        pairs_to_merge: in each layer.
+        num_queries: of how many tokens, counted from the first, the last layer is computed; None for all.
+        observer: sees every layer's attention.
+    """
+    compute = _Compute.like(hidden_states)
+    merged: MergedTokens | None = None
+    for index, (layer, pairs) in enumerate(zip(layers, pairs_to_merge)):
+        queries = num_queries if index == len(layers) - 1 else None
+        attended, key = _attention_branch(layer, hidden_states, compute, merged, queries, observer)
+        # The first layer's input is others' to keep; everything after it is made here.
+        hidden_states = _add(hidden_states[:, :queries], attended, in_place=index > 0)
+        if pairs:
+            hidden_states, merged = merge_tokens(hidden_states, key, merged, pairs, layer.num_prefix_tokens)
+        del attended, key
+        hidden_states = _add(hidden_states, _mlp_branch(layer, hidden_states, compute), in_place=True)
+    return hidden_states, merged
+
+
+class _Compute(NamedTuple):
+    """How a prediction's products are computed.
+
+    Attributes:
+        precision: in which they are; hidden states are cast to it once for all products that read them.
+        directly: whether by oneDNN, without PyTorch between, which takes no notice of autocast.
+    """
+
+    precision: torch.dtype
+    directly: bool
+
+    @classmethod
+    def like(cls, hidden_states: torch.Tensor) -> _Compute:
+        precision = precision_of(hidden_states)
+        gains = precision == torch.bfloat16 or (precision == torch.float32 and MKL_IS_SLOW)
+        on_cpu = hidden_states.device.type == "cpu" and HAS_ONEDNN and torch._C._get_mkldnn_enabled()
+        return cls(precision, gains and on_cpu)
+
+    def norm(self, norm: nn.LayerNorm, inputs: torch.Tensor) -> torch.Tensor:
+        normed = F.layer_norm(inputs, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return normed.to(self.precision)
+
+    def dense(self, layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+        return self._product(inputs, layer.weight, layer.bias)
+
+    def dense_together(self, layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequence[torch.Tensor]:
+        """One product instead of several, where its weights are joined at about the cost of casting them."""
+        some_have_biases = len({layer.bias is None for layer in layers}) > 1
+        if not self.directly or self.precision != torch.bfloat16 or some_have_biases:
+            return [self.dense(layer, inputs) for layer in layers]
+        weight = self._joined([layer.weight for layer in layers])
+        bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers]).to(self.precision)
+        return self._product(inputs, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+
+    def _product(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if not self.directly:
+            return F.linear(inputs, weight, bias)
+        weight, bias = weight.to(self.precision), None if bias is None else bias.to(self.precision)
+        return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+
+    def _joined(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One under the other, cast in the same pass."""
+        if all(weight.dtype == self.precision for weight in weights):
+            return torch.cat(weights)
+        rows = [weight.shape[0] for weight in weights]
+        joined = weights[0].new_empty(sum(rows), weights[0].shape[1], dtype=self.precision)
+        for part, weight in zip(joined.split(rows), weights):
+            part.copy_(weight)
+        return joined
+
+
+def _attention_branch(
+    layer: Any,
+    hidden_states: torch.Tensor,
+    compute: _Compute,
+    merged: MergedTokens | None,
+    num_queries: int | None,
+    observer: AttentionObserver | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer's attention adds to the first tokens, (B, num_queries, D), and the keys, (B, k, T, D/k)."""
+    attention = layer.attention
+    heads = (-1, attention.head_dim)
+    normed = compute.norm(layer.layernorm_before, hidden_states)
+    if num_queries is None:
+        projected = compute.dense_together((attention.q_proj, attention.k_proj, attention.v_proj), normed)
+    else:
+        keys_and_values = compute.dense_together((attention.k_proj, attention.v_proj), normed)
+        projected = compute.dense(attention.q_proj, normed[:, :num_queries]), *keys_and_values
+    query, key, value = (part.unflatten(-1, heads).transpose(1, 2) for part in projected)
+    bias = None if merged is None else merged.attention_bias.to(query.dtype)
+    if products_are_faster(query):
+        output, _ = attention_by_products(attention, query, key, value, None, attention.scaling, position_bias=bias)
+    else:
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=attention.scaling)
+        output = output.transpose(1, 2)
+    if observer is not None:
+        if num_queries is not None:
+            query = compute.dense(attention.q_proj, normed).unflatten(-1, heads).transpose(1, 2)
+        observer(ObservedAttention(query, key, attention.scaling, bias, value, output, merged))
+    return layer.layer_scale1(compute.dense(attention.o_proj, output.flatten(2))), key
+
+
+def _mlp_branch(layer: Any, hidden_states: torch.Tensor, compute: _Compute) -> torch.Tensor:
+    """What a layer's MLP adds, (B, T, D)."""
+    mlp, activation = layer.mlp, layer.mlp.activation_fn
+    activated = compute.dense(mlp.fc1, compute.norm(layer.layernorm_after, hidden_states))
+    if type(activation) is GELUActivation and activation.act is F.gelu and not is_watched(activation):
+        torch.ops.aten.gelu_(activated)
+    else:
+        activated = activation(activated)
+    return layer.layer_scale2(compute.dense(mlp.fc2, activated))
+
+
+def _add(tokens: torch.Tensor, branch: torch.Tensor, in_place: bool) -> torch.Tensor:
+    if in_place and torch.promote_types(tokens.dtype, branch.dtype) == tokens.dtype:
+        return tokens.add_(branch)
+    return tokens + branch
+
+
+def _is_as_built(layer: nn.Module, kinds: Kinds, hidden_states: torch.Tensor) -> bool:
+    """Whether everything that is read here, and not called, would do in a call what stands here."""
+    if type(layer) is not kinds.layer:
+        return False
+    children, attention, mlp = layer._modules, layer._modules["attention"], layer._modules["mlp"]
+    if type(attention) is not kinds.attention or type(mlp) is not kinds.mlp:
+        return False
+    read = [(layer, kinds.layer), (attention, kinds.attention), (mlp, kinds.mlp)]
+    read += [(children["dropout"], nn.Dropout), (mlp._modules["dropout"], nn.Dropout)]
+    read += [(children["drop_path"], kinds.drop_path)]
+    read += [(children[name], nn.LayerNorm) for name in ("layernorm_before", "layernorm_after")]
+    read += [(attention._modules[name], nn.Linear) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    read += [(mlp._modules[name], nn.Linear) for name in ("fc1", "fc2")]
+    return all(is_plain(module, kind, hidden_states) and not module.training for module, kind in read)

@@ -1,0 +1,224 @@
+"""Predictions on bare tensors against the layers themselves, and when only the layers will do."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from vitrail.modeling import dense, fast_path, modeling_vit
+
+
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
+OPEN = ("plain", "hybrid", "mean", "attention", "sincos")  # other kinds' layers do more than the fast path
+
+
+@pytest.fixture(params=[False, True], ids=["MKL", "oneDNN"])
+def machine(request, monkeypatch):
+    """A processor on which MKL is fast, and one on which it is not."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("PyTorch has no oneDNN here")
+    for module in (dense, fast_path):
+        monkeypatch.setattr(module, "HAS_ONEDNN", True)
+        monkeypatch.setattr(module, "MKL_IS_SLOW", request.param)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """One entry a run of the fast path."""
+    runs = []
+    run = modeling_vit.run_fast_path
+    monkeypatch.setattr(modeling_vit, "run_fast_path", lambda *arguments: runs.append(1) or run(*arguments))
+    return runs
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(3, 3, 24, 16, generator=torch.Generator().manual_seed(0))
+
+
+def by_layers(monkeypatch, call):
+    """What a call gives with the fast path closed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_vit, "fast_path_is_open", lambda *_: False)
+        return call()
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Relative to the largest."""
+    return ((one - other).abs().max() / other.abs().max()).item()
+
+
+@pytest.mark.parametrize("precision", ["float32", "autocast", "bfloat16", "float64"])
+@pytest.mark.usefixtures("machine")
+@torch.no_grad()
+def test_predictions_are_those_of_the_layers(any_model, kind, pixels, precision, runs, monkeypatch):
+    if precision in ("bfloat16", "float64"):
+        any_model.to(getattr(torch, precision))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        expected = by_layers(monkeypatch, lambda: any_model(pixels).logits)
+        assert not runs
+        logits = any_model(pixels).logits
+    assert runs == [1] * (kind in OPEN)
+    assert logits.dtype == expected.dtype
+    assert apart(logits, expected) < (2e-2 if precision in ("autocast", "bfloat16") else 1e-6)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"use_layer_scale": True}, {"merged_tokens_per_layer": 2}, {"hidden_act": "gelu_new"}]
+)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.usefixtures("machine")
+@torch.inference_mode()
+def test_what_else_it_computes(make_model, pixels, fields, autocast, runs, monkeypatch):
+    model = make_model("plain", num_hidden_layers=3, **fields)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = by_layers(monkeypatch, lambda: model(pixels).logits)
+        assert apart(model(pixels).logits, expected) < (2e-2 if autocast else 1e-6)
+    assert runs == [1]
+
+
+@pytest.mark.parametrize("fields", [{}, {"merged_tokens_per_layer": 2}])
+@torch.no_grad()
+def test_observers_see_the_same(make_model, pixels, fields, runs, monkeypatch):
+    model = make_model("plain", num_hidden_layers=3, **fields)
+
+    def observed():
+        seen = []
+        model(pixels, attention_observer=seen.append)
+        return seen
+
+    expected, seen = by_layers(monkeypatch, observed), observed()
+    assert runs == [1]
+    for own, layers in zip(seen, expected, strict=True):
+        for name in ("query", "key", "bias", "value", "output"):
+            one, other = getattr(own, name), getattr(layers, name)
+            assert one is other is None or apart(one, other) < 1e-6
+        assert (own.merged is None) == (layers.merged is None)
+        if own.merged is not None:
+            assert torch.equal(own.merged.place, layers.merged.place)
+
+
+@torch.no_grad()
+def test_what_others_hold_stays_as_it_is(make_model, pixels, runs):
+    """The embeddings' output, and the tokens that an earlier call gave."""
+    model = make_model("plain")
+    held = []
+    model.vit.embeddings.register_forward_hook(lambda module, args, output: held.append(output[0]))
+    first = model.vit(pixels).last_hidden_state
+    before = held[0].clone(), first.clone()
+    model.vit(pixels)
+    assert runs == [1, 1]
+    assert torch.equal(held[0], before[0])
+    assert torch.equal(first, before[1])
+
+
+def hooked(name):
+    return lambda model: model.get_submodule(name).register_forward_hook(lambda module, args, output: None)
+
+
+def replaced(name, module):
+    return lambda model: model.set_submodule(name, module)
+
+
+def trains(name):
+    return lambda model: model.get_submodule(name).train()
+
+
+class OtherLayer(modeling_vit.ViTLayer):
+    pass
+
+
+def other_layer(model):
+    model.vit.layers[1].__class__ = OtherLayer
+
+
+def other_forward(model):
+    attention = model.vit.layers[1].attention
+    attention.forward = attention.forward
+
+
+def sparse(model):
+    layer = model.vit.layers[0].mlp.fc1
+    layer.weight = nn.Parameter(layer.weight.detach().to_sparse())
+
+
+LAYER = "vit.layers.1"
+CHANGES = {
+    **{f"hook on {name}": hooked(f"{LAYER}{name}") for name in ("", ".attention", ".attention.k_proj", ".mlp")},
+    **{f"hook on {name}": hooked(f"{LAYER}{name}") for name in (".dropout", ".drop_path", ".layernorm_after")},
+    "another norm": replaced(f"{LAYER}.layernorm_before", nn.Identity()),
+    "no drop path": replaced(f"{LAYER}.drop_path", nn.Identity()),
+    "another layer": other_layer,
+    "another forward": other_forward,
+    "dropout at work": trains(f"{LAYER}.dropout"),
+    "dropout in attention": trains(f"{LAYER}.attention"),
+    "drop path at work": trains(f"{LAYER}.drop_path"),
+    "pruned": lambda model: prune.random_unstructured(model.vit.layers[0].mlp.fc1, "weight", 0.5),
+    "parametrised": lambda model: parametrizations.weight_norm(model.vit.layers[0].mlp.fc1),
+    "sparse": sparse,
+    "eager": lambda model: model.set_attn_implementation("eager"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_what_is_not_as_built_is_called(make_model, pixels, change, runs):
+    model = make_model("plain")
+    CHANGES[change](model)
+    model(pixels)
+    assert not runs
+
+
+@pytest.mark.parametrize("asked", [{"output_hidden_states": True}, {"is_causal": True}])
+@torch.no_grad()
+def test_what_is_asked_for_in_a_call(make_model, pixels, asked, runs):
+    model = make_model("plain")
+    model(pixels, **asked)
+    assert not runs
+    model(pixels)  # transformers leaves hooks of its own
+    assert runs == [1]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # in torch's decompositions
+def test_gradients_transforms_and_hooks_on_everything(make_model, pixels, runs):
+    model = make_model("plain")
+    model(pixels)
+    with torch.no_grad():
+        torch.func.functional_call(model, {k: v.clone() for k, v in model.state_dict().items()}, (pixels,))
+        torch.func.vmap(lambda one: model(one[None]).logits)(pixels)
+        with pytest.raises(NotImplementedError, match="forward AD"):  # of PyTorch's attention, instead of no derivative
+            torch.func.jvp(lambda inputs: model(inputs).logits, (pixels,), (pixels,))
+        handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+        model(pixels)
+        handle.remove()
+        with pytest.raises(RuntimeError, match="0 elements"):  # of PyTorch's attention, too
+            model(pixels[:0])
+        assert not runs
+        model(pixels)
+        assert runs == [1]
+
+
+@pytest.mark.usefixtures("machine")
+@torch.no_grad()
+def test_weights_of_another_precision_or_elsewhere_are_errors(make_model, pixels):
+    """Those of a model that is not all loaded; oneDNN would compute with whatever lies at address 0."""
+    model = make_model("plain")
+    for change in ({"dtype": torch.bfloat16}, {"device": "meta"}):
+        other = copy.deepcopy(model)
+        other.vit.layers[1].mlp.fc1.to(**change)
+        with pytest.raises(RuntimeError):
+            other(pixels)
+
+
+@torch.no_grad()
+def test_branches_of_a_higher_precision_are_not_rounded(make_model, pixels, runs, monkeypatch):
+    model = make_model("plain", use_layer_scale=True).bfloat16()
+    model.vit.layers[-1].layer_scale2.float()
+    model.vit.layernorm.float()
+    expected = by_layers(monkeypatch, lambda: model.vit(pixels).last_hidden_state)
+    assert expected.dtype == torch.float32
+    assert apart(model.vit(pixels).last_hidden_state, expected) < 1e-6
+    assert runs == [1]
