@@ -54,18 +54,21 @@ def pin() -> None:
 
 
 def take_turns(
-    ways: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    warm_up: bool = True,
 ) -> dict[str, Timing]:
-    """Times every way once a round, A B C A B C; a round that nobody counts warms them up."""
+    """Times every way once a round, A B C A B C; before them, a round that nobody counts warms them up."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 1):
+    for _ in range(rounds + warm_up):
         for name, way in ways.items():
             start = clock()
             way()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             taken[name].append(clock() - start)
-    return {name: Timing(tuple(seconds[1:])) for name, seconds in taken.items()}
+    return {name: Timing(tuple(seconds[-rounds:])) for name, seconds in taken.items()}
 
 
 def peak_memory(build: Callable[..., Callable[[], object]], *arguments: object) -> float:

@@ -30,7 +30,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-1}
 
 
 def steps(variant: str, batch: int, dtype: torch.dtype, device: str, compiled: bool) -> dict[str, Callable]:
-    """A step of every model, which returns the gradient of the patch projection, and what predicts for counting."""
+    """A step of every model, which returns its loss and the norm of the gradient of the patch projection."""
     model = vitrail(variant)
     models = {**peers_of(model, variant), "vitrail": model}
     pixels = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
@@ -83,14 +83,14 @@ def main() -> None:
         setting = (arguments.variant, arguments.batch, dtype, arguments.device, arguments.compile)
         ways = steps(*setting)
         apart = check_same({name: step() for name, step in ways.items()}, "transformers, sdpa", TOLERANCE[dtype])
-        memory = {name: f"{peak_memory(one_step, name, *setting):.0f}" if arguments.memory else "" for name in ways}
+        memory = {name: f"{peak_memory(one_step, name, *setting):.0f}" for name in ways if arguments.memory}
         peak = peak_of_products(dtype, shapes, arguments.device)
         timings = take_turns(ways, arguments.rounds)
         rows = timing_rows(timings, "vitrail", arguments.batch, flops, peak, apart)
         report.table(
             f"{arguments.variant}, batch {arguments.batch}, {precision}; the roof is {peak / 1e9:,.0f} GFLOP/s",
-            [*TIMING_COLUMNS, "memory of a step, MB"],
-            [[*row, memory[row[0]]] for row in rows],
+            [*TIMING_COLUMNS, *(["memory of a step, MB"] if memory else [])],
+            [[*row, *([memory[row[0]]] if memory else [])] for row in rows],
         )
 
 
