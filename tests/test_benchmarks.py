@@ -85,6 +85,12 @@ def test_whole_jobs(tmp_path):
     assert len(rows) == 4
 
 
+@pytest.mark.slow
+def test_training_on_some_of_the_patches(tmp_path):
+    (rows,) = tables(tmp_path, "patch_dropout.py", "--images", "128", "--epochs", "1")
+    assert [row["patches left out"] for row in rows] == ["0%", "50%", "50%", "75%"]
+
+
 def test_models_that_disagree_are_not_timed(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import torch
