@@ -47,7 +47,7 @@ def is_watched(*modules: nn.Module) -> bool:
     """Whether something sees what goes in and comes out of one: a hook, other than those by which transformers collects
     outputs, or a `forward` in place of the class's, as accelerate's offloading has.
     """
-    return _has_any_global_hook() or any(_is_hooked(module) for module in modules)
+    return bool(_has_any_global_hook()) or any(_is_hooked(module) for module in modules)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module], inputs: torch.Tensor) -> bool:
@@ -99,8 +99,9 @@ def _is_hooked(module: nn.Module) -> bool:
     if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return True
     hooks = module._forward_hooks
-    own_hooks = hooks and any(hook.__module__ != output_capturing.__name__ for hook in hooks.values())
-    return bool(own_hooks) or "forward" in module.__dict__
+    if hooks and any(hook.__module__ != output_capturing.__name__ for hook in hooks.values()):
+        return True
+    return "forward" in module.__dict__
 
 
 def _is_on_cpu(inputs: torch.Tensor) -> bool:

@@ -11,8 +11,8 @@ quantised weights, another attention, ...), and where calls are not made but rec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ class Kinds(NamedTuple):
     drop_path: type[nn.Module]
 
 
-def fast_path_is_open(layers: Iterable[nn.Module], hidden_states: torch.Tensor, kinds: Kinds) -> bool:
+def fast_path_is_open(layers: nn.ModuleList, hidden_states: torch.Tensor, kinds: Kinds) -> bool:
     """Whether `run_fast_path` gives what calling the layers, one after the other, gives."""
     if torch.is_grad_enabled() or are_calls_recorded() or _has_any_global_hook():
         return False
@@ -45,7 +45,7 @@ def fast_path_is_open(layers: Iterable[nn.Module], hidden_states: torch.Tensor, 
 
 
 def run_fast_path(
-    layers: Sequence[Any],
+    layers: nn.ModuleList,
     hidden_states: torch.Tensor,
     pairs_to_merge: Sequence[int],
     num_queries: int | None = None,
@@ -68,7 +68,8 @@ def run_fast_path(
         # The first layer's input is others' to keep; everything after it is made here.
         hidden_states = _add(hidden_states[:, :queries], attended, in_place=index > 0)
         if pairs:
-            hidden_states, merged = merge_tokens(hidden_states, key, merged, pairs, layer.num_prefix_tokens)
+            prefix = cast("int", layer.num_prefix_tokens)
+            hidden_states, merged = merge_tokens(hidden_states, key, merged, pairs, prefix)
         del attended, key
         hidden_states = _add(hidden_states, _mlp_branch(layer, hidden_states, compute), in_place=True)
     return hidden_states, merged
@@ -114,7 +115,7 @@ class _Compute(NamedTuple):
         weight, bias = weight.to(self.precision), None if bias is None else bias.to(self.precision)
         return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
 
-    def _joined(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _joined(self, weights: list[torch.Tensor]) -> torch.Tensor:
         """One under the other, cast in the same pass."""
         if all(weight.dtype == self.precision for weight in weights):
             return torch.cat(weights)
@@ -173,14 +174,15 @@ def _add(tokens: torch.Tensor, branch: torch.Tensor, in_place: bool) -> torch.Te
     return tokens + branch
 
 
-def _is_as_built(layer: nn.Module, kinds: Kinds, hidden_states: torch.Tensor) -> bool:
+def _is_as_built(layer: Any, kinds: Kinds, hidden_states: torch.Tensor) -> bool:
     """Whether everything that is read here, and not called, would do in a call what stands here."""
     if type(layer) is not kinds.layer:
         return False
-    children, attention, mlp = layer._modules, layer._modules["attention"], layer._modules["mlp"]
+    children: dict[str, Any] = layer._modules
+    attention, mlp = children["attention"], children["mlp"]
     if type(attention) is not kinds.attention or type(mlp) is not kinds.mlp:
         return False
-    read = [(layer, kinds.layer), (attention, kinds.attention), (mlp, kinds.mlp)]
+    read: list[tuple[Any, type[nn.Module]]] = [(layer, kinds.layer), (attention, kinds.attention), (mlp, kinds.mlp)]
     read += [(children["dropout"], nn.Dropout), (mlp._modules["dropout"], nn.Dropout)]
     read += [(children["drop_path"], kinds.drop_path)]
     read += [(children[name], nn.LayerNorm) for name in ("layernorm_before", "layernorm_after")]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
@@ -586,7 +586,7 @@ class ViTModel(ViTPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
     def _takes_fast_path(
-        self, hidden_states: torch.Tensor, positions: list[torch.Tensor | None], kwargs: dict[str, Any]
+        self, hidden_states: torch.Tensor, positions: list[torch.Tensor | None], kwargs: Mapping[str, Any]
     ) -> bool:
         """Whether the layers are as they stand here, and nothing but their output is asked for."""
         implementation = self.config._attn_implementation or "eager"
@@ -742,7 +742,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
         return F.cross_entropy(logits, labels)
 
 
-def _outputs_asked_for(config: ViTConfig, kwargs: dict[str, Any]) -> bool:
+def _outputs_asked_for(config: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether a call is to return what lies between the layers."""
     return any(kwargs.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
 
