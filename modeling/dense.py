@@ -1,9 +1,9 @@
-"""Dense layers in training, by the fastest of PyTorch's exact products for the device, precision and shape at hand.
+"""Dense layers, by the fastest of PyTorch's exact products for the device, precision and shape at hand.
 
 On a CPU several layers on the same input are one product, and float32 does not go to MKL on processors of others than
 Intel, of whose width it leaves half unused. What comes out is what the layers themselves give, to rounding. Everything
 that is no plain layer (an adapter's, a quantised one, one with hooks), and everything that is not run but recorded, is
-called as it is. Predictions have a path of their own, in `fast_path.py`, and the questions here in common with it.
+called as it is. Most predictions have a path of their own, in `fast_path.py`, and the questions here in common with it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module], inputs: torch.Tensor) -> 
     Parameters on another device or of another precision than the inputs are an error of the module's to tell, unless
     autocast casts both.
     """
-    if type(module) is not kind or _is_hooked(module):
+    if type(module) is not kind or _is_hooked(module) or module._compiled_call_impl is not None:
         return False
     parameters = module._parameters
     if kind in (nn.Linear, nn.LayerNorm) and not ("weight" in parameters and "bias" in parameters):
@@ -67,7 +67,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module], inputs: torch.Tensor) -> 
             type(parameter) is nn.Parameter
             and parameter.layout is torch.strided
             and parameter.device == inputs.device
-            and (parameter.dtype == inputs.dtype or _is_autocast(inputs))
+            and (parameter.dtype == inputs.dtype or (parameter.dtype != torch.float64 and _is_autocast(inputs)))
         ):
             return False
     return True
@@ -85,6 +85,7 @@ def are_calls_recorded() -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
@@ -105,15 +106,14 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def _is_on_cpu(inputs: torch.Tensor) -> bool:
-    return type(inputs) is torch.Tensor and inputs.device.type == "cpu" and inputs.numel() > 0
+    # The first question comes before all others: a compiler cannot read their answers.
+    return (
+        not are_calls_recorded() and type(inputs) is torch.Tensor and inputs.device.type == "cpu" and inputs.numel() > 0
+    )
 
 
 def _are_plain(layers: Sequence[nn.Module], inputs: torch.Tensor) -> bool:
-    return (
-        not are_calls_recorded()
-        and not _has_any_global_hook()
-        and all(is_plain(layer, nn.Linear, inputs) for layer in layers)
-    )
+    return not _has_any_global_hook() and all(is_plain(layer, nn.Linear, inputs) for layer in layers)
 
 
 def _gains_by_convolution(inputs: torch.Tensor) -> bool:

@@ -6,7 +6,8 @@ not change between layers is found out once, not in every call of a module. And 
 oneDNN where PyTorch's way to it copies biases first, or leads to MKL on processors on which that is slow.
 
 What comes out is what the layers themselves give. Where anything is not as `ViTLayer` built it (adapters, hooks,
-quantised weights, another attention, ...), and where calls are not made but recorded, `fast_path_is_open` says no.
+quantised weights, another attention, ...), and where calls are not made but recorded, `fast_path_is_open` says no. It
+looks at modules, and takes their classes as they stand: who patches `ViTMLP.forward` subclasses it instead.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .attention_products import attention_by_products, products_are_faster
 from .dense import HAS_ONEDNN, MKL_IS_SLOW, are_calls_recorded, is_plain, is_watched, precision_of
@@ -107,10 +109,10 @@ class _Compute(NamedTuple):
             return [self.dense(layer, inputs) for layer in layers]
         weight = self._joined([layer.weight for layer in layers])
         bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers]).to(self.precision)
-        return self._product(inputs, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+        return self._product(inputs, weight, bias).split([layer.weight.shape[0] for layer in layers], dim=-1)
 
     def _product(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if not self.directly:
+        if not self.directly or inputs.dtype != self.precision:
             return F.linear(inputs, weight, bias)
         weight, bias = weight.to(self.precision), None if bias is None else bias.to(self.precision)
         return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
@@ -145,11 +147,8 @@ def _attention_branch(
         projected = compute.dense(attention.q_proj, normed[:, :num_queries]), *keys_and_values
     query, key, value = (part.unflatten(-1, heads).transpose(1, 2) for part in projected)
     bias = None if merged is None else merged.attention_bias.to(query.dtype)
-    if products_are_faster(query):
-        output, _ = attention_by_products(attention, query, key, value, None, attention.scaling, position_bias=bias)
-    else:
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=attention.scaling)
-        output = output.transpose(1, 2)
+    attend = attention_by_products if products_are_faster(query) else sdpa_attention_forward
+    output, _ = attend(attention, query, key, value, None, position_bias=bias, scaling=attention.scaling)
     if observer is not None:
         if num_queries is not None:
             query = compute.dense(attention.q_proj, normed).unflatten(-1, heads).transpose(1, 2)
@@ -179,13 +178,13 @@ def _is_as_built(layer: Any, kinds: Kinds, hidden_states: torch.Tensor) -> bool:
     if type(layer) is not kinds.layer:
         return False
     children: dict[str, Any] = layer._modules
-    attention, mlp = children["attention"], children["mlp"]
+    attention, mlp = children.get("attention"), children.get("mlp")
     if type(attention) is not kinds.attention or type(mlp) is not kinds.mlp:
         return False
     read: list[tuple[Any, type[nn.Module]]] = [(layer, kinds.layer), (attention, kinds.attention), (mlp, kinds.mlp)]
-    read += [(children["dropout"], nn.Dropout), (mlp._modules["dropout"], nn.Dropout)]
-    read += [(children["drop_path"], kinds.drop_path)]
-    read += [(children[name], nn.LayerNorm) for name in ("layernorm_before", "layernorm_after")]
-    read += [(attention._modules[name], nn.Linear) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    read += [(mlp._modules[name], nn.Linear) for name in ("fc1", "fc2")]
+    read += [(children.get("dropout"), nn.Dropout), (mlp._modules.get("dropout"), nn.Dropout)]
+    read += [(children.get("drop_path"), kinds.drop_path)]
+    read += [(children.get(name), nn.LayerNorm) for name in ("layernorm_before", "layernorm_after")]
+    read += [(attention._modules.get(name), nn.Linear) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    read += [(mlp._modules.get(name), nn.Linear) for name in ("fc1", "fc2")]
     return all(is_plain(module, kind, hidden_states) and not module.training for module, kind in read)

@@ -593,9 +593,10 @@ class ViTModel(ViTPreTrainedModel):
         return (
             ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward) is sdpa_attention_forward
             and all(position_embeddings is None for position_embeddings in positions)
-            and not _outputs_asked_for(self.config, kwargs)
-            and all(value is None or value is False for value in kwargs.values())
+            and not _outputs_asked_for(self, kwargs)
+            and kwargs.keys() <= {f"output_{name}" for name in cast("dict[str, Any]", self._can_record_outputs)}
             and fast_path_is_open(self.layers, hidden_states, Kinds(ViTLayer, ViTAttention, ViTMLP, ViTDropPath))
+            and all(layer.attention.config is self.config for layer in cast("Sequence[Any]", self.layers))
         )
 
     def _pool(self, hidden_states: torch.Tensor, attention_observer: AttentionObserver | None) -> torch.Tensor:
@@ -725,7 +726,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
             self.config.pooling != "token"
             or self.config.position_embedding == "relative"
             or self.config.merged_tokens_per_layer
-            or _outputs_asked_for(self.config, kwargs)
+            or _outputs_asked_for(self.vit, kwargs)
             or is_watched(self.vit, self.vit.layernorm, *self.vit.layers[-1].modules())
         ):
             return None
@@ -742,9 +743,10 @@ class ViTForImageClassification(ViTPreTrainedModel):
         return F.cross_entropy(logits, labels)
 
 
-def _outputs_asked_for(config: Any, kwargs: Mapping[str, Any]) -> bool:
+def _outputs_asked_for(model: ViTModel, kwargs: Mapping[str, Any]) -> bool:
     """Whether a call is to return what lies between the layers."""
-    return any(kwargs.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
+    names = (f"output_{name}" for name in cast("dict[str, Any]", model._can_record_outputs))
+    return any(kwargs.get(name, getattr(model.config, name, False)) for name in names)
 
 
 class ViTBackbone(BackboneMixin, ViTPreTrainedModel):

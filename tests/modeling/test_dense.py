@@ -103,10 +103,11 @@ def test_what_is_no_plain_layer_is_called():
     watched.register_full_backward_hook(lambda module, gradients, _: passed.append("out of it"))
     dense(watched, inputs.requires_grad_()).sum().backward()
     assert passed == ["into it", "out of it"]
+    for layer in (Doubled(8, 8), hooked, hooked_before, replaced):
+        assert torch.equal(dense_together([layer, layer], inputs)[1], layer(inputs))
     with torch.no_grad():
         for layer in (Doubled(8, 8), hooked, hooked_before, replaced):
             assert torch.equal(dense(layer, inputs), layer(inputs))
-            assert torch.equal(dense_together([layer, layer], inputs)[1], layer(inputs))
         seen = []
         handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
         layer = nn.Linear(8, 8)

@@ -66,7 +66,14 @@ def test_predictions_are_those_of_the_layers(any_model, kind, pixels, precision,
 
 
 @pytest.mark.parametrize(
-    "fields", [{"use_layer_scale": True}, {"merged_tokens_per_layer": 2}, {"hidden_act": "gelu_new"}]
+    "fields",
+    [
+        {"use_layer_scale": True},
+        {"merged_tokens_per_layer": 2},
+        {"merged_tokens_per_layer": 2, "num_register_tokens": 2},
+        {"hidden_act": "gelu_new"},
+        {"hidden_act": "gelu_python"},
+    ],
 )
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.usefixtures("machine")
@@ -105,13 +112,12 @@ def test_what_others_hold_stays_as_it_is(make_model, pixels, runs):
     """The embeddings' output, and the tokens that an earlier call gave."""
     model = make_model("plain")
     held = []
-    model.vit.embeddings.register_forward_hook(lambda module, args, output: held.append(output[0]))
+    model.vit.embeddings.register_forward_hook(lambda *call: held.append((call[2][0], call[2][0].clone())))
     first = model.vit(pixels).last_hidden_state
-    before = held[0].clone(), first.clone()
+    held.append((first, first.clone()))
     model.vit(pixels)
     assert runs == [1, 1]
-    assert torch.equal(held[0], before[0])
-    assert torch.equal(first, before[1])
+    assert all(torch.equal(now, before) for now, before in held)
 
 
 def hooked(name):
@@ -144,6 +150,15 @@ def sparse(model):
     layer.weight = nn.Parameter(layer.weight.detach().to_sparse())
 
 
+def own_config(model):
+    model.vit.layers[1].attention.config = copy.deepcopy(model.config)
+
+
+def function(model):
+    del model.vit.layers[1].drop_path
+    model.vit.layers[1].drop_path = lambda tokens: tokens
+
+
 LAYER = "vit.layers.1"
 CHANGES = {
     **{f"hook on {name}": hooked(f"{LAYER}{name}") for name in ("", ".attention", ".attention.k_proj", ".mlp")},
@@ -159,6 +174,9 @@ CHANGES = {
     "parametrised": lambda model: parametrizations.weight_norm(model.vit.layers[0].mlp.fc1),
     "sparse": sparse,
     "eager": lambda model: model.set_attn_implementation("eager"),
+    "a config of its own": own_config,
+    "compiled": lambda model: model.vit.layers[1].compile(backend="eager"),
+    "a function in a module's place": function,
 }
 
 
@@ -211,6 +229,61 @@ def test_weights_of_another_precision_or_elsewhere_are_errors(make_model, pixels
         other.vit.layers[1].mlp.fc1.to(**change)
         with pytest.raises(RuntimeError):
             other(pixels)
+
+
+class Raised(nn.Module):
+    def forward(self, inputs):
+        return nn.functional.gelu(inputs.float())
+
+
+def causal(model):
+    model.vit.layers[0].attention.is_causal = True
+
+
+def hooked_activation(model):
+    model.vit.layers[0].mlp.activation_fn.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def fewer_heads(model):
+    """Of all three, as pruning leaves them; what the layer says of its width is stale."""
+    attention = model.vit.layers[0].attention
+    for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+        layer.weight, layer.bias = (nn.Parameter(x.detach()[:16]) for x in (layer.weight, layer.bias))
+    attention.o_proj.weight = nn.Parameter(attention.o_proj.weight.detach()[:, :16].contiguous())
+
+
+@pytest.mark.parametrize(
+    "change", [causal, hooked_activation, fewer_heads, replaced("vit.layers.0.mlp.activation_fn", Raised())]
+)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.usefixtures("machine")
+@torch.no_grad()
+def test_what_the_layers_would_heed(make_model, pixels, change, autocast, runs, monkeypatch):
+    model = make_model("plain")
+    change(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = by_layers(monkeypatch, lambda: model(pixels).logits)
+        assert apart(model(pixels).logits, expected) < (2e-2 if autocast else 1e-6)
+    assert runs == [1]
+
+
+@torch.no_grad()
+def test_outputs_that_the_config_asks_for(make_model, pixels, runs):
+    model = make_model("plain")
+    model.config.output_hidden_states = True
+    assert len(model(pixels).hidden_states) == 3
+    assert not runs
+
+
+@pytest.mark.usefixtures("machine")
+@torch.no_grad()
+def test_compiled_in_one_graph(make_model, pixels):
+    """On processors of others than Intel, too."""
+    model = make_model("plain")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert apart(compiled(pixels).logits, model(pixels).logits) < 1e-6
+    with torch.enable_grad():
+        assert apart(compiled(pixels).logits, model(pixels).logits) < 1e-6
 
 
 @torch.no_grad()
