@@ -178,7 +178,8 @@ def _is_as_built(layer: Any, kinds: Kinds, hidden_states: torch.Tensor) -> bool:
     if type(layer) is not kinds.layer:
         return False
     children: dict[str, Any] = layer._modules
-    attention, mlp = children.get("attention"), children.get("mlp")
+    attention: Any = children.get("attention")
+    mlp: Any = children.get("mlp")
     if type(attention) is not kinds.attention or type(mlp) is not kinds.mlp:
         return False
     read: list[tuple[Any, type[nn.Module]]] = [(layer, kinds.layer), (attention, kinds.attention), (mlp, kinds.mlp)]
