@@ -38,7 +38,13 @@ class Kinds(NamedTuple):
 
 
 def fast_path_is_open(layers: nn.ModuleList, hidden_states: torch.Tensor, kinds: Kinds) -> bool:
-    """Whether `run_fast_path` gives what calling the layers, one after the other, gives."""
+    """Whether `run_fast_path` gives what calling the layers, one after the other, gives.
+
+    Args:
+        layers: the encoder's.
+        hidden_states: (B, T, D), what the first layer is to read.
+        kinds: what the layers have to be of, exactly.
+    """
     if torch.is_grad_enabled() or are_calls_recorded() or _has_any_global_hook():
         return False
     if type(hidden_states) is not torch.Tensor or hidden_states.numel() == 0:
@@ -58,9 +64,12 @@ def run_fast_path(
     Args:
         layers: of type `ViTLayer`.
         hidden_states: (B, T, D); it stays as it is.
-        pairs_to_merge: in each layer.
+        pairs_to_merge: r of token merging, for each layer; 0 for none.
         num_queries: of how many tokens, counted from the first, the last layer is computed; None for all.
         observer: sees every layer's attention.
+
+    Raises:
+        RuntimeError: PyTorch's own, as the layers would.
     """
     compute = _Compute.like(hidden_states)
     merged: MergedTokens | None = None
@@ -72,7 +81,7 @@ def run_fast_path(
         if pairs:
             prefix = cast("int", layer.num_prefix_tokens)
             hidden_states, merged = merge_tokens(hidden_states, key, merged, pairs, prefix)
-        del attended, key
+        del attended, key  # of which the MLP, the larger half of a layer, can use the memory
         hidden_states = _add(hidden_states, _mlp_branch(layer, hidden_states, compute), in_place=True)
     return hidden_states, merged
 
