@@ -1,7 +1,7 @@
 # make train   trains a small ViT on scikit-learn's digits, evaluates and saves it (runs/digits)
 # make test    runs the tests
 # make demo    opens the app on the model just trained, or on MODEL=...
-# make bench   measures speed beside transformers, timm, vit-pytorch and ONNX Runtime (10 minutes on 2 cores)
+# make bench   measures speed beside transformers, timm, vit-pytorch and ONNX Runtime (11 minutes on 2 cores)
 # make check   lint, format and types
 #
 # Everything is installed into VENV on first use, with the versions of constraints.txt.
