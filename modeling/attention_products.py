@@ -37,8 +37,11 @@ def attention_by_products(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Eq. 6 and 7, with the weights in the precision of the query; what is inside a softmax is in float32 anyway."""
-    weights = (query * scaling) @ key.transpose(-1, -2)  # (B, k, T, T)
+    batch, heads, queries, width = query.shape
+    query, key, value = (tensor.reshape(batch * heads, -1, width) for tensor in (query, key, value))
+    nothing = query.new_empty(1)  # to which beta=0 adds the product
+    weights = torch.baddbmm(nothing, query, key.transpose(1, 2), beta=0, alpha=scaling)  # (B k, T, T)
     if position_bias is not None:
-        weights = weights + position_bias
+        weights = (weights.unflatten(0, (batch, heads)) + position_bias).flatten(0, 1)
     weights = F.dropout(F.softmax(weights, dim=-1), dropout, module.training)
-    return (weights @ value).transpose(1, 2), None  # (B, T, k, D/k)
+    return (weights @ value).view(batch, heads, queries, width).transpose(1, 2), None  # (B, T, k, D/k)

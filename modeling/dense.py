@@ -1,15 +1,16 @@
 """Dense layers, by the fastest of PyTorch's exact products for the device, precision and shape at hand.
 
-On a CPU several layers on the same input are one product, and float32 does not go to MKL on processors of others than
-Intel, of whose width it leaves half unused. What comes out is what the layers themselves give, to rounding. Everything
-that is no plain layer (an adapter's, a quantised one, one with hooks), and everything that is not run but recorded, is
-called as it is. Most predictions have a path of their own, in `fast_path.py`, and the questions here in common with it.
+On a CPU several layers on the same input are one product, bfloat16 goes straight to oneDNN, and float32 does not go to
+MKL on processors of others than Intel, of whose width it leaves half unused. What comes out is what the layers
+themselves give, to rounding. Everything that is no plain layer (an adapter's, a quantised one, one with hooks), and
+everything that is not run but recorded, is called as it is. Most predictions have a path of their own, in
+`fast_path.py`, and what is asked and computed here in common with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,9 +27,10 @@ MKL_IS_SLOW = "Intel" not in _CPU.get("cpu_name", "Intel")
 
 def dense(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """layer(inputs), (..., D_in) -> (..., D_out)."""
-    if _gains_by_convolution(inputs) and _are_plain([layer], inputs):
-        return _convolution(inputs, layer.weight, layer.bias)
-    return layer(inputs)
+    product = _faster_product(inputs)
+    if product is None or not _are_plain([layer], inputs):
+        return layer(inputs)
+    return product(inputs, layer.weight, layer.bias)
 
 
 def dense_together(layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -39,8 +41,16 @@ def dense_together(layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequenc
         return [dense(layer, inputs) for layer in layers]
     weight = torch.cat([layer.weight for layer in layers])
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-    product = _convolution if _gains_by_convolution(inputs) else F.linear
+    product = _faster_product(inputs) or F.linear
     return product(inputs, weight, bias).split([len(layer.weight) for layer in layers], dim=-1)
+
+
+def onednn_product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """F.linear(inputs, weight, bias), without a gradient, of tensors of one precision.
+
+    PyTorch's own way to oneDNN fills the output with the bias first, and takes float32 to MKL.
+    """
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
 
 
 def is_watched(*modules: nn.Module) -> bool:
@@ -116,12 +126,43 @@ def _are_plain(layers: Sequence[nn.Module], inputs: torch.Tensor) -> bool:
     return not _has_any_global_hook() and all(is_plain(layer, nn.Linear, inputs) for layer in layers)
 
 
-def _gains_by_convolution(inputs: torch.Tensor) -> bool:
-    """Whether PyTorch would give the product to MKL, though oneDNN is faster and as precise."""
-    if not (MKL_IS_SLOW and HAS_ONEDNN and _is_on_cpu(inputs) and precision_of(inputs) == torch.float32):
-        return False
+def _faster_product(inputs: torch.Tensor) -> Callable[..., torch.Tensor] | None:
+    """What takes an input, a weight and a bias, and is faster than `F.linear` and as precise; None if that is best."""
+    if not (HAS_ONEDNN and _is_on_cpu(inputs) and torch._C._get_mkldnn_enabled()):
+        return None
+    precision = precision_of(inputs)
+    if precision == torch.bfloat16 and torch.is_grad_enabled():
+        return _learned_product
     onednn: Any = torch.backends.mkldnn
-    return torch._C._get_mkldnn_enabled() and onednn.conv.fp32_precision == onednn.matmul.fp32_precision
+    if precision == torch.float32 and MKL_IS_SLOW and onednn.conv.fp32_precision == onednn.matmul.fp32_precision:
+        return _convolution
+    return None
+
+
+def _learned_product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """In bfloat16, with gradients."""
+    rows, weight = inputs.reshape(-1, inputs.shape[-1]).bfloat16(), weight.bfloat16()
+    outputs = _Product.apply(rows, weight, None if bias is None else bias.bfloat16())
+    return cast("torch.Tensor", outputs).view(*inputs.shape[:-1], -1)
+
+
+class _Product(torch.autograd.Function):
+    """`onednn_product` of (rows, D_in), (D_out, D_in) and (D_out), whose gradients have gradients again."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(rows, weight)
+        return onednn_product(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        of_rows, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            gradient @ weight if of_rows else None,
+            gradient.T @ rows if of_weight else None,
+            gradient.sum(0) if of_bias else None,
+        )
 
 
 def _convolution(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

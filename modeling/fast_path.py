@@ -23,7 +23,7 @@ from transformers.activations import GELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .attention_products import attention_by_products, products_are_faster
-from .dense import HAS_ONEDNN, MKL_IS_SLOW, are_calls_recorded, is_plain, is_watched, precision_of
+from .dense import HAS_ONEDNN, MKL_IS_SLOW, are_calls_recorded, is_plain, is_watched, onednn_product, precision_of
 from .observed_attention import AttentionObserver, ObservedAttention
 from .token_merging import MergedTokens, merge_tokens
 
@@ -124,7 +124,7 @@ class _Compute(NamedTuple):
         if not self.directly or inputs.dtype != self.precision:
             return F.linear(inputs, weight, bias)
         weight, bias = weight.to(self.precision), None if bias is None else bias.to(self.precision)
-        return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+        return onednn_product(inputs, weight, bias)
 
     def _joined(self, weights: list[torch.Tensor]) -> torch.Tensor:
         """One under the other, cast in the same pass."""

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification
@@ -33,6 +35,7 @@ def never(monkeypatch):
         raise AssertionError("a kernel was called")
 
     monkeypatch.setattr(kernels, "_convolution", called)
+    monkeypatch.setattr(kernels, "onednn_product", called)
 
 
 @pytest.fixture
@@ -65,12 +68,13 @@ def test_kernels_compute_what_the_layers_compute(shape, bias, dtype):
 
 
 @pytest.mark.parametrize("learned", ["all", "layers", "inputs"])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.usefixtures("machine")
-def test_gradients_are_those_of_the_layers(autocast, learned):
+def test_gradients_are_those_of_the_layers(autocast, bias, learned):
     torch.manual_seed(0)
     inputs = torch.randn(3, 7, 32, requires_grad=learned != "layers")
-    layers = nn.ModuleList([nn.Linear(32, width) for width in (8, 24)]).requires_grad_(learned != "inputs")
+    layers = nn.ModuleList([nn.Linear(32, width, bias) for width in (8, 24)]).requires_grad_(learned != "inputs")
     leaves = [leaf for leaf in (inputs, *layers.parameters()) if leaf.requires_grad]
     weights = [torch.randn(3, 7, 8), torch.randn(3, 7, 24)]
 
@@ -171,16 +175,32 @@ def test_shapes_are_computed_without_memory():
         assert model(torch.empty(2, 3, 224, 224)).logits.shape == (2, 3)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.usefixtures("machine")
-def test_second_derivatives():
+def test_second_derivatives(autocast):
+    torch.manual_seed(0)
     layer, inputs = nn.Linear(8, 8), torch.randn(2, 5, 8, requires_grad=True)
 
     def penalty(call):
-        (gradient,) = torch.autograd.grad(call(inputs).square().sum(), inputs, create_graph=True)
+        (gradient,) = torch.autograd.grad(call(inputs).float().square().sum(), inputs, create_graph=True)
         return torch.autograd.grad(gradient.square().sum(), [inputs, *layer.parameters()])
 
-    for own, expected in zip(penalty(lambda inputs: dense(layer, inputs)), penalty(layer), strict=True):
-        assert apart(own, expected) < 1e-6
+    expected = penalty(layer)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = penalty(lambda inputs: dense(layer, inputs))
+    for own, truth in zip(found, expected, strict=True):
+        assert apart(own, truth) < (5e-2 if autocast else 1e-6)
+
+
+@pytest.mark.usefixtures("machine")
+def test_training_in_bfloat16_goes_straight_to_onednn():
+    layer, inputs = nn.Linear(8, 8), torch.randn(2, 5, 8)
+    with torch.autocast("cpu", torch.bfloat16), profile(activities=[ProfilerActivity.CPU]) as calls:
+        output = dense(layer, checkpoint(dense, layer, inputs, use_reentrant=False))
+        output.sum().backward()
+    names = [call.name for call in calls.events()]
+    assert names.count("mkldnn::_linear_pointwise") == 3  # one of them is the checkpoint's, again
+    assert layer.weight.grad is not None
 
 
 @pytest.mark.usefixtures("machine")
