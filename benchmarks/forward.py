@@ -89,9 +89,10 @@ def compare(report: Report, variant: str, batch: int, ways: list[str], rounds: i
         computed_in = torch.float32 if way == "bf16-weights" else dtype  # by autocast, which weights do not need
         calls = {name: partial(predict, module, inputs, computed_in) for name, module in chosen.items()}
         with switched(precision):
+            # This is what warms them up, too.
             apart = check_same({name: call() for name, call in calls.items()}, REFERENCE, TOLERANCE[dtype])
             peak = peak_of_products(dtype, shapes, device)
-            timings = take_turns(calls, rounds)
+            timings = take_turns(calls, rounds, warm_up=False)
         title = f"{variant}, batch {batch}, {way}; the roof is {peak / 1e9:,.0f} GFLOP/s"
         report.table(title, TIMING_COLUMNS, timing_rows(timings, "vitrail", batch, flops, peak, apart))
         for module in models.values():

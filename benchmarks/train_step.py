@@ -82,10 +82,11 @@ def main() -> None:
         dtype = PRECISIONS[precision]
         setting = (arguments.variant, arguments.batch, dtype, arguments.device, arguments.compile)
         ways = steps(*setting)
+        # This is what warms them up, too.
         apart = check_same({name: step() for name, step in ways.items()}, "transformers, sdpa", TOLERANCE[dtype])
         memory = {name: f"{peak_memory(one_step, name, *setting):.0f}" for name in ways if arguments.memory}
         peak = peak_of_products(dtype, shapes, arguments.device)
-        timings = take_turns(ways, arguments.rounds)
+        timings = take_turns(ways, arguments.rounds, warm_up=False)
         rows = timing_rows(timings, "vitrail", arguments.batch, flops, peak, apart)
         report.table(
             f"{arguments.variant}, batch {arguments.batch}, {precision}; the roof is {peak / 1e9:,.0f} GFLOP/s",

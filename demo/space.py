@@ -37,7 +37,7 @@ library = tempfile.mkdtemp()  # not pip: the requirements of a Space are install
 zipfile.ZipFile(here / "$wheel").extractall(library)
 sys.path.insert(0, library)
 
-from vitrail.demo import launch  # noqa: E402
+from vitrail.demo import launch  # noqa: E402 - only now it can be found
 
 
 launch($arguments)

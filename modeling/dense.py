@@ -35,14 +35,18 @@ def dense(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
 
 def dense_together(layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequence[torch.Tensor]:
     """[layer(inputs) for layer in layers]; in training on a CPU by one product, as then is the gradient of `inputs`."""
-    some_have_biases = len({layer.bias is None for layer in layers}) > 1
-    together = torch.is_grad_enabled() and _is_on_cpu(inputs) and not some_have_biases
-    if not together or not _are_plain(layers, inputs):
+    together = torch.is_grad_enabled() and _is_on_cpu(inputs)
+    if not together or not can_be_joined(layers) or not _are_plain(layers, inputs):
         return [dense(layer, inputs) for layer in layers]
     weight = torch.cat([layer.weight for layer in layers])
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
     product = _faster_product(inputs) or F.linear
     return product(inputs, weight, bias).split([len(layer.weight) for layer in layers], dim=-1)
+
+
+def can_be_joined(layers: Sequence[nn.Linear]) -> bool:
+    """Whether one layer can do the work of these: all of them have biases or none has."""
+    return len({layer.bias is None for layer in layers}) == 1
 
 
 def onednn_product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

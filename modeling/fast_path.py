@@ -23,7 +23,16 @@ from transformers.activations import GELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .attention_products import attention_by_products, products_are_faster
-from .dense import HAS_ONEDNN, MKL_IS_SLOW, are_calls_recorded, is_plain, is_watched, onednn_product, precision_of
+from .dense import (
+    HAS_ONEDNN,
+    MKL_IS_SLOW,
+    are_calls_recorded,
+    can_be_joined,
+    is_plain,
+    is_watched,
+    onednn_product,
+    precision_of,
+)
 from .observed_attention import AttentionObserver, ObservedAttention
 from .token_merging import MergedTokens, merge_tokens
 
@@ -113,8 +122,7 @@ class _Compute(NamedTuple):
 
     def dense_together(self, layers: Sequence[nn.Linear], inputs: torch.Tensor) -> Sequence[torch.Tensor]:
         """One product instead of several, where its weights are joined at about the cost of casting them."""
-        some_have_biases = len({layer.bias is None for layer in layers}) > 1
-        if not self.directly or self.precision != torch.bfloat16 or some_have_biases:
+        if not self.directly or self.precision != torch.bfloat16 or not can_be_joined(layers):
             return [self.dense(layer, inputs) for layer in layers]
         weight = self._joined([layer.weight for layer in layers])
         bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers]).to(self.precision)
@@ -156,7 +164,8 @@ def _attention_branch(
         projected = compute.dense(attention.q_proj, normed[:, :num_queries]), *keys_and_values
     query, key, value = (part.unflatten(-1, heads).transpose(1, 2) for part in projected)
     bias = None if merged is None else merged.attention_bias.to(query.dtype)
-    attend = attention_by_products if products_are_faster(query) else sdpa_attention_forward
+    by_products = products_are_faster(query) and not attention.is_causal
+    attend = attention_by_products if by_products else sdpa_attention_forward
     output, _ = attend(attention, query, key, value, None, position_bias=bias, scaling=attention.scaling)
     if observer is not None:
         if num_queries is not None:

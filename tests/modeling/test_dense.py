@@ -168,6 +168,18 @@ def test_attention_by_products_is_attention(tokens):
     assert not products_are_faster(query.float())
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_causal_attention_in_bfloat16(pixels, learns):
+    """A class token that may see nothing but itself; the products know no such thing."""
+    config = ViTConfig.from_variant("Ti/16", image_size=(24, 16), patch_size=8, num_labels=3)
+    model = ViTForImageClassification(config).eval()
+    for layer in model.vit.layers:
+        layer.attention.is_causal = True
+    with torch.set_grad_enabled(learns), torch.autocast("cpu", torch.bfloat16):
+        tokens = [model.vit(images).last_hidden_state[0, 0] for images in (pixels[:1], pixels[1:2])]
+    assert torch.equal(*tokens)
+
+
 def test_shapes_are_computed_without_memory():
     """On the meta device, for which PyTorch has no autocast."""
     with torch.device("meta"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torch.profiler import ProfilerActivity, profile
 
 from vitrail.modeling import dense, fast_path, modeling_vit
 
@@ -160,9 +161,10 @@ def function(model):
 
 
 LAYER = "vit.layers.1"
+READ = ["", ".attention", ".mlp", ".mlp.dropout", ".dropout", ".drop_path", ".layernorm_before", ".layernorm_after"]
+READ += [f".attention.{name}_proj" for name in "qkvo"] + [".mlp.fc1", ".mlp.fc2"]
 CHANGES = {
-    **{f"hook on {name}": hooked(f"{LAYER}{name}") for name in ("", ".attention", ".attention.k_proj", ".mlp")},
-    **{f"hook on {name}": hooked(f"{LAYER}{name}") for name in (".dropout", ".drop_path", ".layernorm_after")},
+    **{f"hook on {name}": hooked(f"{LAYER}{name}") for name in READ},
     "another norm": replaced(f"{LAYER}.layernorm_before", nn.Identity()),
     "no drop path": replaced(f"{LAYER}.drop_path", nn.Identity()),
     "another layer": other_layer,
@@ -252,8 +254,13 @@ def fewer_heads(model):
     attention.o_proj.weight = nn.Parameter(attention.o_proj.weight.detach()[:, :16].contiguous())
 
 
+def no_key_bias(model):
+    model.vit.layers[0].attention.k_proj.bias = None
+
+
 @pytest.mark.parametrize(
-    "change", [causal, hooked_activation, fewer_heads, replaced("vit.layers.0.mlp.activation_fn", Raised())]
+    "change",
+    [causal, hooked_activation, fewer_heads, no_key_bias, replaced("vit.layers.0.mlp.activation_fn", Raised())],
 )
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.usefixtures("machine")
@@ -265,6 +272,28 @@ def test_what_the_layers_would_heed(make_model, pixels, change, autocast, runs, 
         expected = by_layers(monkeypatch, lambda: model(pixels).logits)
         assert apart(model(pixels).logits, expected) < (2e-2 if autocast else 1e-6)
     assert runs == [1]
+
+
+@torch.inference_mode()
+def test_in_place(make_model, pixels):
+    """What the fast path exists for: after the first sum, the residual stream is never made anew."""
+    model = make_model("plain", num_hidden_layers=3)
+    with profile(activities=[ProfilerActivity.CPU]) as calls:
+        model(pixels)
+    names = [call.name for call in calls.events()]
+    assert names.count("aten::gelu_") == 3
+    assert "aten::gelu" not in names
+    assert names.count("aten::add_") == 2 * 3 - 1
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@torch.no_grad()
+def test_traced(make_model, pixels, runs):
+    model = make_model("plain").requires_grad_(False)  # weights become constants
+    traced = torch.jit.trace(lambda images: model(images).logits, pixels, check_trace=False)
+    assert not runs
+    assert apart(traced(pixels[:2]), model(pixels[:2]).logits) < 1e-6
 
 
 @torch.no_grad()
