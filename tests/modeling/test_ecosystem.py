@@ -133,7 +133,8 @@ def test_compiled_without_a_break_and_once_for_all_batch_sizes(any_model):
     compiled = torch.compile(any_model, fullgraph=True, dynamic=True, backend=backend)
     with torch.no_grad():
         for count in (2, 3, 5, 8):
-            assert torch.equal(compiled(images(count)).logits, any_model(images(count)).logits)
+            ours = any_model(images(count)).logits  # by other kernels, on some processors
+            torch.testing.assert_close(compiled(images(count)).logits, ours, rtol=0, atol=1e-6)
     assert len(compiled_graphs) == 1
 
 
