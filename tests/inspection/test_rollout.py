@@ -237,6 +237,7 @@ def test_a_patch_beside_the_grid_is_named(tiny_model, pixels, function, patch):
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@torch.no_grad()
 def test_logits_are_the_models_own(tiny_model, pixels, backend):
     tiny_model.set_attn_implementation(backend)
     plain = tiny_model(pixels).logits
