@@ -157,7 +157,7 @@ model = AutoModelForImageClassification.from_pretrained(folder)
 pixels = AutoImageProcessor.from_pretrained(folder)(Image.open(sample), return_tensors="pt").pixel_values
 assert type(model).__module__.startswith("transformers.")
 logits = model(pixels).logits[0].tolist()
-assert logits == {expected!r}, logits
+assert all(abs(own - stock) < 1e-6 for own, stock in zip({expected!r}, logits, strict=True)), logits
 {snippet}
 print(classify(sample)[0]["label"], classify(Image.new("L", (9, 9), 200))[0]["label"])
 """
