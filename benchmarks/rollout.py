@@ -72,8 +72,9 @@ def main() -> None:
         for batch in BATCHES[image_size > 400]:
             with torch.inference_mode():
                 ways = build(arguments, image_size, batch)
-                apart = (ways["rollout"]() - ways["usual"]()).abs().max().item()
-                timings = take_turns(ways, arguments.rounds)
+                maps = {name: way() for name, way in ways.items()}  # which warms them up, too
+                apart = (maps["rollout"] - maps["usual"]).abs().max().item()
+                timings = take_turns(ways, arguments.rounds, warm_up=False)
             memory = {name: peak_memory(one_way, name, arguments, image_size, batch) for name in ways}
             rows.append([str(image_size), str(batch), *(f"{timing.median:.3f}" for timing in timings.values())])
             rows[-1] += [f"{timings['predict'].ratio_to(timings[name]):.2f}" for name in WAYS[1:]]
