@@ -153,7 +153,7 @@ class Report:
         packages = ("torch", "transformers", "timm", "vit-pytorch", "onnxruntime")
         self.content: dict = {
             "machine": machine(),
-            "versions": {name: version(name) for name in packages},
+            "versions": {package: version(package) for package in packages},
             "tables": [],
         }
         self.path = FOLDER / f"{name}.json"

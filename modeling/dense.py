@@ -54,6 +54,7 @@ def onednn_product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
 
     PyTorch's own way to oneDNN fills the output with the bias first, and takes float32 to MKL.
     """
+    bias = None if bias is None else bias.contiguous()  # oneDNN reads it as if it were
     return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
 
 
@@ -136,14 +137,14 @@ def _faster_product(inputs: torch.Tensor) -> Callable[..., torch.Tensor] | None:
         return None
     precision = precision_of(inputs)
     if precision == torch.bfloat16 and torch.is_grad_enabled():
-        return _learned_product
+        return _trainable_product
     onednn: Any = torch.backends.mkldnn
     if precision == torch.float32 and MKL_IS_SLOW and onednn.conv.fp32_precision == onednn.matmul.fp32_precision:
         return _convolution
     return None
 
 
-def _learned_product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _trainable_product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """In bfloat16, with gradients."""
     rows, weight = inputs.reshape(-1, inputs.shape[-1]).bfloat16(), weight.bfloat16()
     outputs = _Product.apply(rows, weight, None if bias is None else bias.bfloat16())
@@ -155,18 +156,20 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(rows, weight)
+        of_rows, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(rows if of_weight else None, weight if of_rows else None)
         return onednn_product(rows, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
         of_rows, of_weight, of_bias = ctx.needs_input_grad
-        return (
-            gradient @ weight if of_rows else None,
-            gradient.T @ rows if of_weight else None,
-            gradient.sum(0) if of_bias else None,
-        )
+        with torch.autocast("cpu", enabled=False):  # another precision's, of who calls this in one
+            return (
+                gradient @ weight if of_rows else None,
+                gradient.T @ rows if of_weight else None,
+                gradient.sum(0) if of_bias else None,
+            )
 
 
 def _convolution(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

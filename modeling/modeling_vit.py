@@ -230,7 +230,8 @@ class ViTAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
-        causal = kwargs.get("is_causal", self.is_causal)
+        causal = kwargs.get("is_causal")  # None is the module's
+        causal = self.is_causal if causal is None else causal
         if attend is sdpa_attention_forward and products_are_faster(query) and not causal:
             attend = attention_by_products
         output, weights = attend(

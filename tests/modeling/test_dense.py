@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification
+from vitrail.modeling import InputError, ViTConfig, ViTForImageClassification, attention_products
 from vitrail.modeling import dense as kernels
 from vitrail.modeling.attention_products import attention_by_products, products_are_faster
 from vitrail.modeling.dense import dense, dense_together
@@ -125,10 +125,11 @@ def test_what_is_no_plain_layer_is_called():
 def test_forward_mode_derivatives():
     """They are taken without gradients, and must not meet a kernel that has no derivative and says nothing."""
     layer, inputs, direction = nn.Linear(8, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        _, change = torch.func.jvp(lambda inputs: dense(layer, inputs), (inputs,), (direction,))
-        _, expected = torch.func.jvp(layer, (inputs,), (direction,))
-    assert torch.equal(change, expected)
+    for learns in (True, False):
+        with torch.set_grad_enabled(learns), torch.autocast("cpu", torch.bfloat16):
+            _, change = torch.func.jvp(lambda inputs: dense(layer, inputs), (inputs,), (direction,))
+            _, expected = torch.func.jvp(layer, (inputs,), (direction,))
+        assert torch.equal(change, expected)
 
 
 def test_watched_layers_are_those_of_every_token(pixels):
@@ -153,11 +154,11 @@ def test_watched_layers_are_those_of_every_token(pixels):
 def test_attention_by_products_is_attention(tokens):
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 3, tokens, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-    bias = torch.randn(2, 3, tokens, tokens)
+    bias = torch.randn(2, 3, tokens, tokens, requires_grad=True)
     weights = torch.randn(2, tokens, 3, 16)
 
     def gradients(output):
-        return torch.autograd.grad((output * weights).sum(), (query, key, value))
+        return torch.autograd.grad((output * weights).sum(), (query, key, value, bias))
 
     truth = nn.functional.scaled_dot_product_attention(query.double(), key.double(), value.double(), bias.double())
     output, _ = attention_by_products(nn.Module(), query, key, value, None, 0.25, position_bias=bias.bfloat16())
@@ -168,15 +169,26 @@ def test_attention_by_products_is_attention(tokens):
     assert not products_are_faster(query.float())
 
 
+def test_attention_by_products_drops_weights():
+    values = torch.ones(1, 1, 64, 4, dtype=torch.bfloat16)
+    training = nn.Module()
+    output, _ = attention_by_products(training, values, values, values, None, 1.0, dropout=0.5)
+    assert output.float().std() > 0
+    output, _ = attention_by_products(training.eval(), values, values, values, None, 1.0, dropout=0.5)
+    assert apart(output, torch.ones_like(output)) < 1e-2
+
+
+@pytest.mark.parametrize("asked", [{}, {"is_causal": None}])
 @pytest.mark.parametrize("learns", [True, False])
-def test_causal_attention_in_bfloat16(pixels, learns):
+def test_causal_attention_in_bfloat16(pixels, learns, asked, monkeypatch):
     """A class token that may see nothing but itself; the products know no such thing."""
+    monkeypatch.setattr(attention_products, "_HAS_AMX", False)
     config = ViTConfig.from_variant("Ti/16", image_size=(24, 16), patch_size=8, num_labels=3)
     model = ViTForImageClassification(config).eval()
     for layer in model.vit.layers:
         layer.attention.is_causal = True
     with torch.set_grad_enabled(learns), torch.autocast("cpu", torch.bfloat16):
-        tokens = [model.vit(images).last_hidden_state[0, 0] for images in (pixels[:1], pixels[1:2])]
+        tokens = [model.vit(images, **asked).last_hidden_state[0, 0] for images in (pixels[:1], pixels[1:2])]
     assert torch.equal(*tokens)
 
 
@@ -213,6 +225,23 @@ def test_training_in_bfloat16_goes_straight_to_onednn():
     names = [call.name for call in calls.events()]
     assert names.count("mkldnn::_linear_pointwise") == 3  # one of them is the checkpoint's, again
     assert layer.weight.grad is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert apart(output, layer(layer(inputs))) < 2e-2
+        again = dense(layer, inputs.requires_grad_())
+    with torch.autocast("cpu", torch.float16):
+        again.sum().backward()
+
+
+@pytest.mark.parametrize(("frozen", "inputs_learn"), [(True, True), (False, False)])
+@pytest.mark.usefixtures("machine")
+def test_only_what_a_gradient_needs_is_kept(frozen, inputs_learn):
+    """The input for that of the weight, the weight for that of the input."""
+    layer, inputs = nn.Linear(8, 24).requires_grad_(not frozen), torch.randn(2, 5, 8, requires_grad=inputs_learn)
+    kept = []
+    noted = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tuple(tensor.shape)), lambda _: _)
+    with noted, torch.autocast("cpu", torch.bfloat16):
+        dense(layer, inputs)
+    assert kept == [(24, 8) if frozen else (10, 8)]
 
 
 @pytest.mark.usefixtures("machine")
@@ -283,9 +312,11 @@ def test_what_is_recorded_or_forbidden_is_called(monkeypatch):
     sparse.weight = nn.Parameter(sparse.weight.detach().to_sparse())
     with torch.no_grad():
         assert "fc1" in str(torch.fx.symbolic_trace(ViTMLP(ViTConfig())).graph)
-        with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
-            dense(layer, inputs)
-        assert counter.get_total_flops() == 2 * 10 * 8 * 8
+        for learns in (True, False):
+            modes = FlopCounterMode(display=False), torch.set_grad_enabled(learns)
+            with modes[0] as counter, modes[1], torch.autocast("cpu", torch.bfloat16):
+                dense(layer, inputs)
+            assert counter.get_total_flops() == 2 * 10 * 8 * 8
         dense(sparse, inputs)
         monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)  # as `torch.backends.mkldnn.flags` sets it
         dense(layer, inputs)
