@@ -89,8 +89,9 @@ def main() -> None:
         peak = peak_of_products(dtype, shapes, arguments.device)
         timings = take_turns(ways, arguments.rounds, warm_up=False)
         rows = timing_rows(timings, "vitrail", arguments.batch, flops, peak, apart)
+        what = f"A step of {arguments.variant}, batch {arguments.batch}, {precision}"
         report.table(
-            f"{arguments.variant}, batch {arguments.batch}, {precision}; the roof is {peak / 1e9:,.0f} GFLOP/s",
+            f"{what}; the roof is {peak / 1e9:,.0f} GFLOP/s",
             [*TIMING_COLUMNS, *(["memory of a step, MB"] if memory else [])],
             [[*row, *([memory[row[0]]] if memory else [])] for row in rows],
         )
