@@ -172,7 +172,7 @@ def main() -> None:
         rows.append([job, f"{seconds:.1f}", f"{images * arguments.epochs / seconds:.0f}"])
         rows[-1] += [f"{seconds / medians[reference][0]:.2f}" for reference in JOBS[:2]]
         rows[-1] += [f"{memory:.0f}", f"{accuracy:.4f}"]
-    Report("trainer").table(f"{images:,} images, {arguments.epochs} epochs", columns, rows)
+    Report("trainer").table(f"{images:,} images, {arguments.epochs} epoch{'s' * (arguments.epochs > 1)}", columns, rows)
 
 
 if __name__ == "__main__":

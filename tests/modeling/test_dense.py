@@ -89,6 +89,14 @@ def test_gradients_are_those_of_the_layers(autocast, bias, learned):
             assert apart(gradient, truth) < (3e-2 if autocast else 1e-6)
 
 
+@pytest.mark.usefixtures("machine")
+def test_together_the_input_has_one_product_for_its_gradient():
+    layers, inputs = [nn.Linear(8, width) for width in (8, 16, 24)], torch.randn(2, 5, 8, requires_grad=True)
+    outputs = dense_together(layers, inputs)
+    assert {output.grad_fn.name() for output in outputs} == {"SplitWithSizesBackward0"}
+    assert len({output.grad_fn.next_functions for output in outputs}) == 1
+
+
 class Doubled(nn.Linear):
     def forward(self, inputs):
         return 2 * super().forward(inputs)

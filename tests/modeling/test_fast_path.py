@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.profiler import ProfilerActivity, profile
 
-from vitrail.modeling import dense, fast_path, modeling_vit
+from vitrail.modeling import attention_products, dense, fast_path, modeling_vit
 
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
@@ -297,6 +297,16 @@ def test_in_place(make_model, pixels):
     assert names.count("aten::gelu_") == 3
     assert "aten::gelu" not in names
     assert names.count("aten::add_") == 2 * 3 - 1
+
+
+@pytest.mark.parametrize("has_amx", [False, True])
+@torch.inference_mode()
+def test_attention_by_products_where_it_is_faster(make_model, pixels, has_amx, monkeypatch):
+    monkeypatch.setattr(attention_products, "_HAS_AMX", has_amx)
+    model = make_model("plain", num_hidden_layers=3)
+    with torch.autocast("cpu", torch.bfloat16), profile(activities=[ProfilerActivity.CPU]) as calls:
+        model(pixels)
+    assert [call.name for call in calls.events()].count("aten::baddbmm") == (0 if has_amx else 3)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
