@@ -50,9 +50,12 @@ def can_be_joined(layers: Sequence[nn.Linear]) -> bool:
 
 
 def onednn_product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """F.linear(inputs, weight, bias), without a gradient, of tensors of one precision.
+    """F.linear without a gradient: (..., D_in), (D_out, D_in) and (D_out) to (..., D_out), all of one precision.
 
     PyTorch's own way to oneDNN fills the output with the bias first, and takes float32 to MKL.
+
+    Raises:
+        RuntimeError: PyTorch's own, of shapes or precisions that do not fit.
     """
     bias = None if bias is None else bias.contiguous()  # oneDNN reads it as if it were
     return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
@@ -145,7 +148,7 @@ def _faster_product(inputs: torch.Tensor) -> Callable[..., torch.Tensor] | None:
 
 
 def _trainable_product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """In bfloat16, with gradients."""
+    """F.linear in bfloat16, to which it casts, with gradients: (..., D_in) -> (..., D_out)."""
     rows, weight = inputs.reshape(-1, inputs.shape[-1]).bfloat16(), weight.bfloat16()
     outputs = _Product.apply(rows, weight, None if bias is None else bias.bfloat16())
     return cast("torch.Tensor", outputs).view(*inputs.shape[:-1], -1)

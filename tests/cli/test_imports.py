@@ -32,7 +32,7 @@ def test_the_collector_rests_and_searches_only_what_is_made_afterwards():
 
 def test_the_collector_is_as_before_after_an_import_that_fails():
     with pytest.raises(ModuleNotFoundError), garbage_kept():
-        import vitrail.absent  # noqa: F401
+        import vitrail.absent  # noqa: F401 - it is there to fail
     assert gc.isenabled()
     gc.disable()
     try:
