@@ -1,5 +1,5 @@
 # make train   trains a small ViT on scikit-learn's digits, evaluates and saves it (runs/digits)
-# make test    runs the tests
+# make test    runs the tests, on up to four processors (under 10 minutes on two)
 # make demo    opens the app on the model just trained, or on MODEL=...
 # make bench   measures speed beside transformers, timm, vit-pytorch and ONNX Runtime (under 10 minutes on 2 cores)
 # make check   lint, format and types
@@ -26,7 +26,7 @@ train: $(STAMP)
 	@echo "  make demo"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 demo: $(STAMP)
 	$(BIN)/vitrail demo --model $(MODEL)

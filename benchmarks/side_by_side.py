@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from vitrail.modeling.dense import onednn_product
+
 
 FOLDER = Path("build/benchmarks")
 
@@ -112,16 +114,15 @@ def peak_of_products(
     """FLOP/s of the fastest product of matrices measured here and now: the roof under which a model runs.
 
     Tried are a square one and those of the given shapes, rows, inner and columns, because what fits into a cache is
-    faster; on a CPU also a convolution of 1x1, because PyTorch gives it to oneDNN, and float32 matrices to MKL, which
-    is slower on processors of others than Intel.
+    faster; on a CPU also by oneDNN, because PyTorch gives float32 matrices to MKL, which is slower on processors of
+    others than Intel.
     """
     best = 0.0
     for rows, inner, columns in ((2048, 2048, 2048), *shapes):
         left, right = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, inner), (columns, inner)))
         ways = {"matmul": partial(torch.matmul, left, right.T)}
-        if device == "cpu":
-            pixels = left.T[None, :, :, None].contiguous(memory_format=torch.channels_last)
-            ways["convolution"] = partial(torch.nn.functional.conv2d, pixels, right[..., None, None])
+        if device == "cpu" and torch.backends.mkldnn.is_available():
+            ways["oneDNN"] = partial(onednn_product, left, right, None)
         fastest = min(min(timing.seconds) for timing in take_turns(ways, rounds).values())
         best = max(best, 2 * rows * inner * columns / fastest)
     return best

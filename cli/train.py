@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from vitrail.cli.imports import garbage_kept
+from vitrail.cli.memory import keep_freed_memory
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -22,6 +23,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     The exit code is 1 when all that has failed is `--push_to_hub`.
     """
+    keep_freed_memory()
     with garbage_kept():
         from tqdm import tqdm
 

@@ -49,6 +49,12 @@ def can_be_joined(layers: Sequence[nn.Linear]) -> bool:
     return len({layer.bias is None for layer in layers}) == 1
 
 
+def onednn_is_faster(inputs: torch.Tensor, precision: torch.dtype) -> bool:
+    """Whether to ask oneDNN directly for products of this precision on the inputs' device."""
+    gains = precision == torch.bfloat16 or (precision == torch.float32 and MKL_IS_SLOW)
+    return gains and HAS_ONEDNN and inputs.device.type == "cpu" and torch._C._get_mkldnn_enabled()
+
+
 def onednn_product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """F.linear without a gradient: (..., D_in), (D_out, D_in) and (D_out) to (..., D_out), all of one precision.
 
@@ -58,7 +64,7 @@ def onednn_product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         RuntimeError: PyTorch's own, of shapes or precisions that do not fit.
     """
     bias = None if bias is None else bias.contiguous()  # oneDNN reads it as if it were
-    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.default(inputs, weight, bias, "none", [], "")
 
 
 def is_watched(*modules: nn.Module) -> bool:
@@ -85,15 +91,21 @@ def is_plain(module: nn.Module, kind: type[nn.Module], inputs: torch.Tensor) -> 
             type(parameter) is nn.Parameter
             and parameter.layout is torch.strided
             and parameter.device == inputs.device
-            and (parameter.dtype == inputs.dtype or (parameter.dtype != torch.float64 and _is_autocast(inputs)))
+            and (parameter.dtype == inputs.dtype or (parameter.dtype != torch.float64 and is_autocast(inputs)))
         ):
             return False
     return True
 
 
+def is_autocast(inputs: torch.Tensor) -> bool:
+    """Whether dense layers may compute in another precision than the inputs' own."""
+    kind = inputs.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def precision_of(inputs: torch.Tensor) -> torch.dtype:
     """In which a dense layer computes: autocast's or the inputs' own."""
-    casts = _is_autocast(inputs) and inputs.dtype != torch.float64  # which autocast leaves alone
+    casts = is_autocast(inputs) and inputs.dtype != torch.float64  # which autocast leaves alone
     return torch.get_autocast_dtype(inputs.device.type) if casts else inputs.dtype
 
 
@@ -107,11 +119,6 @@ def are_calls_recorded() -> bool:
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
-
-
-def _is_autocast(inputs: torch.Tensor) -> bool:
-    kind = inputs.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -136,15 +143,15 @@ def _are_plain(layers: Sequence[nn.Module], inputs: torch.Tensor) -> bool:
 
 def _faster_product(inputs: torch.Tensor) -> Callable[..., torch.Tensor] | None:
     """What takes an input, a weight and a bias, and is faster than `F.linear` and as precise; None if that is best."""
-    if not (HAS_ONEDNN and _is_on_cpu(inputs) and torch._C._get_mkldnn_enabled()):
+    if not _is_on_cpu(inputs):
         return None
     precision = precision_of(inputs)
-    if precision == torch.bfloat16 and torch.is_grad_enabled():
-        return _trainable_product
+    if not onednn_is_faster(inputs, precision):
+        return None
+    if precision == torch.bfloat16:
+        return _trainable_product if torch.is_grad_enabled() else None
     onednn: Any = torch.backends.mkldnn
-    if precision == torch.float32 and MKL_IS_SLOW and onednn.conv.fp32_precision == onednn.matmul.fp32_precision:
-        return _convolution
-    return None
+    return _convolution if onednn.conv.fp32_precision == onednn.matmul.fp32_precision else None
 
 
 def _trainable_product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -20,16 +20,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .attention_products import attention_by_products, products_are_faster
 from .dense import (
-    HAS_ONEDNN,
-    MKL_IS_SLOW,
     are_calls_recorded,
     can_be_joined,
+    is_autocast,
     is_plain,
     is_watched,
+    onednn_is_faster,
     onednn_product,
     precision_of,
 )
@@ -100,22 +99,22 @@ class _Compute(NamedTuple):
 
     Attributes:
         precision: in which they are; hidden states are cast to it once for all products that read them.
+        casts: whether autocast is at work, so that what is multiplied may be of another precision.
         directly: whether by oneDNN, without PyTorch between, which takes no notice of autocast.
     """
 
     precision: torch.dtype
+    casts: bool
     directly: bool
 
     @classmethod
     def like(cls, hidden_states: torch.Tensor) -> _Compute:
         precision = precision_of(hidden_states)
-        gains = precision == torch.bfloat16 or (precision == torch.float32 and MKL_IS_SLOW)
-        on_cpu = hidden_states.device.type == "cpu" and HAS_ONEDNN and torch._C._get_mkldnn_enabled()
-        return cls(precision, gains and on_cpu)
+        return cls(precision, is_autocast(hidden_states), onednn_is_faster(hidden_states, precision))
 
     def norm(self, norm: nn.LayerNorm, inputs: torch.Tensor) -> torch.Tensor:
         normed = F.layer_norm(inputs, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        return normed.to(self.precision)
+        return normed.to(self.precision) if self.casts else normed
 
     def dense(self, layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
         return self._product(inputs, layer.weight, layer.bias)
@@ -131,7 +130,8 @@ class _Compute(NamedTuple):
     def _product(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if not self.directly or inputs.dtype != self.precision:
             return F.linear(inputs, weight, bias)
-        weight, bias = weight.to(self.precision), None if bias is None else bias.to(self.precision)
+        if self.casts:
+            weight, bias = weight.to(self.precision), None if bias is None else bias.to(self.precision)
         return onednn_product(inputs, weight, bias)
 
     def _joined(self, weights: list[torch.Tensor]) -> torch.Tensor:
@@ -164,9 +164,10 @@ def _attention_branch(
         projected = compute.dense(attention.q_proj, normed[:, :num_queries]), *keys_and_values
     query, key, value = (part.unflatten(-1, heads).transpose(1, 2) for part in projected)
     bias = None if merged is None else merged.attention_bias.to(query.dtype)
-    by_products = products_are_faster(query) and not attention.is_causal
-    attend = attention_by_products if by_products else sdpa_attention_forward
-    output, _ = attend(attention, query, key, value, None, position_bias=bias, scaling=attention.scaling)
+    if products_are_faster(query):
+        output, _ = attention_by_products(attention, query, key, value, None, attention.scaling, position_bias=bias)
+    else:
+        output = F.scaled_dot_product_attention(query, key, value, bias, scale=attention.scaling).transpose(1, 2)
     if observer is not None:
         if num_queries is not None:
             query = compute.dense(attention.q_proj, normed).unflatten(-1, heads).transpose(1, 2)
@@ -206,4 +207,5 @@ def _is_as_built(layer: Any, kinds: Kinds, hidden_states: torch.Tensor) -> bool:
     read += [(children.get(name), nn.LayerNorm) for name in ("layernorm_before", "layernorm_after")]
     read += [(attention._modules.get(name), nn.Linear) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
     read += [(mlp._modules.get(name), nn.Linear) for name in ("fc1", "fc2")]
-    return all(is_plain(module, kind, hidden_states) and not module.training for module, kind in read)
+    as_built = all(is_plain(module, kind, hidden_states) and not module.training for module, kind in read)
+    return as_built and not attention.is_causal

@@ -33,6 +33,19 @@ def kind(request) -> str:
     return request.param
 
 
+@pytest.fixture(params=[False, True], ids=["MKL", "oneDNN"])
+def machine(request, monkeypatch):
+    """A processor on which MKL is fast, and one on which it is not."""
+    import torch
+
+    from vitrail.modeling import dense
+
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("PyTorch has no oneDNN here")
+    monkeypatch.setattr(dense, "HAS_ONEDNN", True)
+    monkeypatch.setattr(dense, "MKL_IS_SLOW", request.param)
+
+
 @pytest.fixture(scope="session")
 def make_model(randomised):
     """A function from a kind and fields to change in its config to a classifier with random weights."""

@@ -18,15 +18,6 @@ SHAPES = [(1, 1, 8), (3, 7, 32), (2, 197, 384)]
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
 
 
-@pytest.fixture(params=[False, True], ids=["MKL", "oneDNN"])
-def machine(request, monkeypatch):
-    """A processor on which MKL is fast, and one on which it is not."""
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("PyTorch has no oneDNN here")
-    monkeypatch.setattr(kernels, "HAS_ONEDNN", True)
-    monkeypatch.setattr(kernels, "MKL_IS_SLOW", request.param)
-
-
 @pytest.fixture
 def never(monkeypatch):
     """oneDNN is not to be asked for."""

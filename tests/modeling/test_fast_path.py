@@ -8,21 +8,11 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.profiler import ProfilerActivity, profile
 
-from vitrail.modeling import attention_products, dense, fast_path, modeling_vit
+from vitrail.modeling import attention_products, modeling_vit
 
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
 OPEN = ("plain", "hybrid", "mean", "attention", "sincos")  # other kinds' layers do more than the fast path
-
-
-@pytest.fixture(params=[False, True], ids=["MKL", "oneDNN"])
-def machine(request, monkeypatch):
-    """A processor on which MKL is fast, and one on which it is not."""
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("PyTorch has no oneDNN here")
-    for module in (dense, fast_path):
-        monkeypatch.setattr(module, "HAS_ONEDNN", True)
-        monkeypatch.setattr(module, "MKL_IS_SLOW", request.param)
 
 
 @pytest.fixture
@@ -155,6 +145,10 @@ def own_config(model):
     model.vit.layers[1].attention.config = copy.deepcopy(model.config)
 
 
+def causal(model):
+    model.vit.layers[0].attention.is_causal = True
+
+
 def function(model):
     del model.vit.layers[1].drop_path
     model.vit.layers[1].drop_path = lambda tokens: tokens
@@ -177,6 +171,7 @@ CHANGES = {
     "sparse": sparse,
     "eager": lambda model: model.set_attn_implementation("eager"),
     "a config of its own": own_config,
+    "causal": causal,
     "compiled": lambda model: model.vit.layers[1].compile(backend="eager"),
     "a function in a module's place": function,
 }
@@ -238,10 +233,6 @@ class Raised(nn.Module):
         return nn.functional.gelu(inputs.float())
 
 
-def causal(model):
-    model.vit.layers[0].attention.is_causal = True
-
-
 def hooked_activation(model):
     model.vit.layers[0].mlp.activation_fn.register_forward_hook(lambda module, args, output: 2 * output)
 
@@ -266,7 +257,6 @@ def strided_bias(model):
 @pytest.mark.parametrize(
     "change",
     [
-        causal,
         hooked_activation,
         fewer_heads,
         no_key_bias,
