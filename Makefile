@@ -26,7 +26,7 @@ train: $(STAMP)
 	@echo "  make demo"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 demo: $(STAMP)
 	$(BIN)/vitrail demo --model $(MODEL)

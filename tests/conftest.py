@@ -21,9 +21,8 @@ os.environ |= {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "TOKENIZERS_PARALLELISM": "false",
 }
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes that share the tests share the processors, too
-    threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the tests share the processors, too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CARD = """---
 library_name: transformers

@@ -1,6 +1,7 @@
 """What is built: a wheel that installs `vitrail/` and nothing else, and works away from the checkout."""
 
 import io
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -26,10 +27,17 @@ def run(*command, **options):
 
 
 @pytest.fixture(scope="module")
-def distributions(tmp_path_factory) -> Path:
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the sources, because builders leave files beside them, and get in each other's way."""
+    folder = tmp_path_factory.mktemp("checkout") / "vitrail"
+    return shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "build", "runs", "*.egg-info"))
+
+
+@pytest.fixture(scope="module")
+def distributions(checkout, tmp_path_factory) -> Path:
     """The folder of a source distribution and of the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, checkout)
     return folder
 
 
@@ -53,8 +61,8 @@ def test_wheel_holds_vitrail_and_nothing_else(distributions):
     assert any(name.endswith("LICENSE") for name in names)
 
 
-def test_wheel_from_the_checkout_is_the_wheel_from_the_sdist(distributions, tmp_path):
-    run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, ROOT)
+def test_wheel_from_the_checkout_is_the_wheel_from_the_sdist(checkout, distributions, tmp_path):
+    run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, checkout)
     (from_sdist,), (from_checkout,) = distributions.glob("*.whl"), tmp_path.glob("*.whl")
     assert contents(from_sdist) == contents(from_checkout)
 

@@ -11,7 +11,6 @@ from torch.profiler import ProfilerActivity, profile
 from vitrail.modeling import attention_products, modeling_vit
 
 
-TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
 OPEN = ("plain", "hybrid", "mean", "attention", "sincos")  # other kinds' layers do more than the fast path
 
 

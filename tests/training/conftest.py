@@ -25,6 +25,14 @@ def streams_that_end_at_once():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def memory_given_back():
+    """The process of the tests is not one training's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitrail.cli.train.keep_freed_memory", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """48 JPEGs of two kinds that anybody can tell apart: `bright/` and `dark/`."""
