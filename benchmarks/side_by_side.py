@@ -97,7 +97,7 @@ def _peak(build: Callable[..., Callable[[], object]], arguments: tuple[object, .
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     way()
-    return (_status("VmHWM") - before) / 1e3
+    return max(0, _status("VmHWM") - before) / 1e3
 
 
 def _status(field: str) -> int:
