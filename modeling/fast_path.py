@@ -199,7 +199,7 @@ def _is_as_built(layer: Any, kinds: Kinds, hidden_states: torch.Tensor) -> bool:
     children: dict[str, Any] = layer._modules
     attention: Any = children.get("attention")
     mlp: Any = children.get("mlp")
-    if type(attention) is not kinds.attention or type(mlp) is not kinds.mlp:
+    if type(attention) is not kinds.attention or type(mlp) is not kinds.mlp or attention.is_causal:
         return False
     read: list[tuple[Any, type[nn.Module]]] = [(layer, kinds.layer), (attention, kinds.attention), (mlp, kinds.mlp)]
     read += [(children.get("dropout"), nn.Dropout), (mlp._modules.get("dropout"), nn.Dropout)]
@@ -207,5 +207,4 @@ def _is_as_built(layer: Any, kinds: Kinds, hidden_states: torch.Tensor) -> bool:
     read += [(children.get(name), nn.LayerNorm) for name in ("layernorm_before", "layernorm_after")]
     read += [(attention._modules.get(name), nn.Linear) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
     read += [(mlp._modules.get(name), nn.Linear) for name in ("fc1", "fc2")]
-    as_built = all(is_plain(module, kind, hidden_states) and not module.training for module, kind in read)
-    return as_built and not attention.is_causal
+    return all(is_plain(module, kind, hidden_states) and not module.training for module, kind in read)
